@@ -1,0 +1,64 @@
+//! Guest pages: their numbers, runs of them, sets of them, and how RAM blocks map to them.
+//!
+//! A guest's RAM is a list of blocks (a NUMA guest has one per node). All pages of all blocks share one dense
+//! numbering: the pages of the first block come first, then those of the second, and so on. Everything above this
+//! module speaks in these numbers; only the host's memory and tracking code knows addresses.
+
+mod layout;
+mod set;
+
+pub use layout::{LayoutError, MAX_BLOCK_ID_BYTES, MAX_BLOCKS, MAX_RAM_PAGES, PAGE_BYTES, RamBlock, RamLayout};
+pub use set::PageSet;
+
+/// The number of a guest page, counted over all RAM blocks of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageNumber(pub u64);
+
+/// Neighbouring pages `first .. first + count`; never empty where a function returns one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PageRun {
+    /// The first page of the run.
+    pub first: PageNumber,
+    /// How many pages the run holds.
+    pub count: u64,
+}
+
+impl PageRun {
+    /// The run of `count` pages from page number `first`.
+    pub const fn new(first: u64, count: u64) -> Self {
+        Self { first: PageNumber(first), count }
+    }
+
+    /// One past the last page number.
+    pub const fn end(self) -> u64 {
+        self.first.0 + self.count
+    }
+
+    /// The page numbers of the run, ascending.
+    pub fn pages(self) -> impl Iterator<Item = PageNumber> {
+        (self.first.0..self.end()).map(PageNumber)
+    }
+
+    /// Splits off at most `count` pages from the front: those pages, and the rest if any are left.
+    pub fn split_front(self, count: u64) -> (Self, Option<Self>) {
+        if count >= self.count {
+            return (self, None);
+        }
+        (Self::new(self.first.0, count), Some(Self::new(self.first.0 + count, self.count - count)))
+    }
+}
+
+/// The number of an address space of the guest. Its pages have a tree of their own.
+///
+/// Where the owner of a page is not known, all pages belong to [`AddressSpaceId::WHOLE_GUEST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressSpaceId(pub u32);
+
+impl AddressSpaceId {
+    /// The one address space of a guest whose processes are not told apart.
+    pub const WHOLE_GUEST: Self = Self(0);
+}
+
+/// The number of an observation epoch: the time between two scans for written pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Epoch(pub u64);
