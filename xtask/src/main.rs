@@ -1,1 +1,127 @@
-fn main() {}
+//! The commands a developer of vmferry types: set-up, demo, tests and benches.
+//!
+//! Run as `cargo xtask COMMAND`. Everything that is downloaded or built for the tests goes to `target/tools/` of the
+//! workspace and nowhere else: nothing is installed in the system, and root is not needed.
+//!
+//! This crate starts other programs and moves files. It contains nothing that the shipped binary needs.
+
+mod apt;
+mod cpio;
+mod run;
+mod setup;
+mod tasks;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::workspace::Workspace;
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask setup                    fetch two QEMUs and a kernel, build the test guest
+  cargo xtask setup --force            the same, from scratch
+  cargo xtask test                     set up, then format, lints, tests and doc tests
+  cargo xtask test -- handover         only the tests whose name contains \"handover\"
+  cargo xtask demo                     show one migration on this machine
+  cargo xtask bench track              one bench; without a name, all of them
+
+Where Debian 12 packages cannot be had, name what is already here instead:
+  VMFERRY_QEMU=/usr/bin/qemu-system-x86_64 VMFERRY_KERNEL=/boot/vmlinuz cargo xtask setup
+
+Environment:
+  VMFERRY_QEMU     QEMU binaries to use instead of downloaded ones, separated by colons
+  VMFERRY_KERNEL   a Linux kernel image to use instead of a downloaded one";
+
+/// Set-up, demo, tests and benches of vmferry.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES, version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put what the tests need into target/tools/: two QEMUs, a kernel, the test guest
+    Setup {
+        /// Fetch and unpack again what is already there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Set up, then check formatting and lints, and run all tests
+    Test {
+        /// Stop at the first step that fails
+        #[arg(long)]
+        fail_fast: bool,
+        /// Passed to the test programs, for instance part of a test's name
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Build vmferry in release mode and run `vmferry demo`
+    Demo {
+        /// Passed to `vmferry demo`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run the benches, or the one that is named
+    Bench {
+        /// Which bench; all of them when left out
+        name: Option<BenchName>,
+        /// Passed to the bench programs
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// The benches by what they measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BenchName {
+    /// The cost of write tracking (crate vmferry-host)
+    Track,
+    /// Whole transfers (crate vmferry)
+    Transfer,
+    /// The splay tree against other maps (crate lcbst)
+    Tree,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    let workspace = Workspace::locate()?;
+    match command {
+        Command::Setup { force } => setup::setup(&workspace, force).map(|()| ExitCode::SUCCESS),
+        Command::Test { fail_fast, arguments } => tasks::test(&workspace, fail_fast, &arguments),
+        Command::Demo { arguments } => tasks::demo(&workspace, &arguments),
+        Command::Bench { name, arguments } => tasks::bench(&workspace, name, &arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn demo_passes_flags_through() {
+        let arguments = Arguments::try_parse_from(["xtask", "demo", "--json", "--memory", "64MiB"]).unwrap();
+        let Command::Demo { arguments } = arguments.command else { panic!("not a demo: {arguments:?}") };
+        assert_eq!(arguments, ["--json", "--memory", "64MiB"]);
+    }
+}

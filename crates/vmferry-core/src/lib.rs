@@ -4,4 +4,8 @@
 //! Nothing in this crate opens a socket or a file, starts a thread, reads a clock or draws a random number. The live
 //! engine and the simulator drive the same code.
 
+pub mod engine;
 pub mod pages;
+pub mod plan;
+pub mod predict;
+pub mod wire;

@@ -1,0 +1,215 @@
+//! The operations of an ordered map, by hand.
+
+use std::borrow::ToOwned;
+use std::format;
+use std::ops::Bound;
+use std::rc::Rc;
+use std::string::String;
+use std::vec::Vec;
+
+use super::SplitMix;
+use crate::{CountingTree, MAX_TOTAL_WEIGHT};
+
+#[test]
+fn an_empty_tree_answers_everything() {
+    let mut tree: CountingTree<u32, u32> = CountingTree::new();
+    assert!(tree.is_empty());
+    assert_eq!((tree.len(), tree.total_weight(), tree.rotations()), (0, 0, 0));
+    assert_eq!((tree.get(&1), tree.weight(&1), tree.depth(&1)), (None, None, None));
+    assert_eq!(tree.get_mut(&1), None);
+    assert_eq!(tree.access(&1, 1), None);
+    assert_eq!(tree.remove(&1), None);
+    assert_eq!((tree.first_key_value(), tree.last_key_value()), (None, None));
+    assert_eq!((tree.iter().next(), tree.iter().next_back(), tree.range::<u32>(..).next()), (None, None, None));
+    assert_eq!(tree.weight_of::<u32>(..), 0);
+    assert!(tree.top_k(3).is_empty());
+    assert_eq!(tree.depth_statistics(), crate::DepthStatistics::default());
+    tree.advance(u64::MAX);
+    tree.check_invariants();
+}
+
+#[test]
+fn insert_get_and_replace() {
+    let mut tree: CountingTree<String, u32> = CountingTree::new();
+    assert_eq!(tree.insert("b".to_owned(), 1), None);
+    assert_eq!(tree.insert("a".to_owned(), 2), None);
+    assert_eq!(tree.insert("b".to_owned(), 3), Some(1));
+    assert_eq!((tree.get("a"), tree.get("b"), tree.get("c")), (Some(&2), Some(&3), None));
+    assert_eq!((tree.weight("a"), tree.weight("b")), (Some(1), Some(2)));
+    *tree.get_mut("a").expect("a is there") += 10;
+    assert_eq!(tree.get("a"), Some(&12));
+    assert!(tree.contains_key("a") && !tree.contains_key("c"));
+    assert_eq!(format!("{tree:?}"), r#"{"a": 12, "b": 3}"#);
+}
+
+#[test]
+fn reading_neither_counts_nor_rotates() {
+    let mut tree: CountingTree<u32, u32> = (0..100).map(|key| (key, key)).collect();
+    let (shape, total) = (tree.shape(), tree.total_weight());
+    for key in 0..100 {
+        assert_eq!(tree.get(&key), Some(&key));
+        assert!(tree.contains_key(&key));
+        assert_eq!(tree.get_mut(&key), Some(&mut { key }));
+    }
+    assert_eq!((tree.shape(), tree.total_weight()), (shape, total));
+}
+
+#[test]
+fn access_counts_only_what_is_there() {
+    let mut tree: CountingTree<u32, u32> = (0..10).map(|key| (key, 0)).collect();
+    *tree.access(&3, 5).expect("3 is there") = 33;
+    assert_eq!((tree.get(&3), tree.weight(&3), tree.total_weight()), (Some(&33), Some(6), 15));
+    assert_eq!(tree.access(&10, 5), None);
+    assert_eq!((tree.len(), tree.total_weight()), (10, 15));
+    tree.check_invariants();
+}
+
+#[test]
+fn remove_every_key_in_every_kind_of_place() {
+    let keys = 60_u64;
+    for seed in 0..20 {
+        let mut random = SplitMix(seed);
+        let mut tree: CountingTree<u64, u64> = CountingTree::new();
+        for _ in 0..300 {
+            tree.touch(random.next() % keys, random.next() % 9);
+        }
+        while !tree.is_empty() {
+            let key = random.next() % keys;
+            let (weight, total, length) = (tree.weight(&key), tree.total_weight(), tree.len());
+            assert_eq!(tree.remove(&key).is_some(), weight.is_some());
+            assert_eq!(tree.total_weight(), total - weight.unwrap_or(0));
+            assert_eq!(tree.len(), length - usize::from(weight.is_some()));
+            assert!(!tree.contains_key(&key));
+            tree.check_invariants();
+        }
+        assert_eq!(tree.total_weight(), 0);
+        assert!(tree.touch(1, 1));
+        tree.check_invariants();
+    }
+}
+
+#[test]
+fn a_removed_key_and_value_are_dropped_at_once() {
+    let (key, value) = (Rc::new(5), Rc::new(()));
+    let mut tree: CountingTree<Rc<i32>, Rc<()>> = CountingTree::new();
+    for other in [3, 7, 1, 4, 6, 9] {
+        tree.insert(Rc::new(other), Rc::new(()));
+    }
+    tree.insert(Rc::clone(&key), Rc::clone(&value));
+    assert_eq!((Rc::strong_count(&key), Rc::strong_count(&value)), (2, 2));
+    drop(tree.remove(&5));
+    assert_eq!((Rc::strong_count(&key), Rc::strong_count(&value)), (1, 1));
+    tree.check_invariants();
+}
+
+#[test]
+fn iteration_meets_in_the_middle() {
+    let tree: CountingTree<u32, u32> = (0..50).map(|key| (key * 2, key)).collect();
+    let mut both = tree.iter();
+    let (mut front, mut back) = (Vec::new(), Vec::new());
+    while let Some((key, _)) = both.next() {
+        front.push(*key);
+        assert_eq!(both.len(), 50 - front.len() - back.len());
+        back.extend(both.next_back().map(|(key, _)| *key));
+    }
+    assert_eq!((both.next(), both.next_back()), (None, None));
+    front.extend(back.into_iter().rev());
+    assert!(front.into_iter().eq((0..50).map(|key| key * 2)));
+    assert!(tree.keys().rev().copied().eq((0..50).rev().map(|key| key * 2)));
+    assert!(tree.weights().all(|(_, weight)| weight == 1));
+    assert!(tree.clone().into_iter().eq((0..50).map(|key| (key * 2, key))));
+    assert!(tree.into_iter().rev().eq((0..50).rev().map(|key| (key * 2, key))));
+}
+
+#[test]
+fn ranges_and_their_weights() {
+    let mut tree: CountingTree<i32> = CountingTree::new();
+    for key in 0..40 {
+        tree.touch(key * 10, key as u64);
+    }
+    let bounds = |at: i32| [Bound::Included(at), Bound::Excluded(at), Bound::Unbounded];
+    for start in (-5..405).step_by(5) {
+        for end in (-5..405).step_by(35) {
+            for range in bounds(start).into_iter().flat_map(|low| bounds(end).map(|high| (low, high))) {
+                use std::ops::RangeBounds;
+                let expected: Vec<i32> = (0..40).map(|key| key * 10).filter(|key| range.contains(key)).collect();
+                let weight: u64 = expected.iter().map(|&key| key as u64 / 10).sum();
+                assert!(tree.range(range).map(|(key, ())| *key).eq(expected.iter().copied()), "{range:?}");
+                assert!(tree.range(range).rev().map(|(key, ())| *key).eq(expected.into_iter().rev()), "{range:?}");
+                assert_eq!(tree.weight_of(range), weight, "{range:?}");
+            }
+        }
+    }
+    assert_eq!((tree.first_key_value(), tree.last_key_value()), (Some((&0, &())), Some((&390, &()))));
+}
+
+#[test]
+fn clear_keeps_memory_and_nothing_else() {
+    let mut tree: CountingTree<u64> = (0..1000).map(|key| (key, ())).collect();
+    let bytes = tree.memory_bytes();
+    assert!((40_000..200_000).contains(&bytes), "{bytes} bytes for 1,000 keys");
+    tree.clear();
+    assert_eq!((tree.len(), tree.total_weight(), tree.memory_bytes()), (0, 0, bytes));
+    tree.check_invariants();
+    tree.touch(5, 1);
+    tree.shrink_to_fit();
+    assert!(tree.memory_bytes() < 400);
+    tree.reserve(100);
+    assert!(tree.memory_bytes() > 4000);
+    tree.check_invariants();
+}
+
+#[test]
+fn the_total_weight_stops_at_its_limit() {
+    let mut tree: CountingTree<u32> = CountingTree::new();
+    tree.touch(1, MAX_TOTAL_WEIGHT - 10);
+    tree.touch(2, 7);
+    tree.touch(3, 7);
+    tree.touch(4, u64::MAX);
+    assert_eq!([1, 2, 3, 4].map(|key| tree.weight(&key)), [Some(MAX_TOTAL_WEIGHT - 10), Some(7), Some(3), Some(0)]);
+    assert_eq!(tree.total_weight(), MAX_TOTAL_WEIGHT);
+    tree.check_invariants();
+    tree.remove(&1);
+    tree.touch(4, 5);
+    assert_eq!(tree.weight(&4), Some(5));
+    tree.check_invariants();
+}
+
+#[test]
+fn counts_do_not_depend_on_the_order_of_accesses() {
+    let mut random = SplitMix(6);
+    let mut accesses: Vec<(u64, u64)> = (0..2000).map(|_| (random.skewed(200), random.next() % 5)).collect();
+    let count = |accesses: &[(u64, u64)]| {
+        let mut tree: CountingTree<u64> = CountingTree::new();
+        for &(key, weight) in accesses {
+            tree.touch(key, weight);
+        }
+        tree.check_invariants();
+        tree.weights().map(|(key, weight)| (*key, weight)).collect::<Vec<_>>()
+    };
+    let expected = count(&accesses);
+    for _ in 0..5 {
+        for last in (1..accesses.len()).rev() {
+            accesses.swap(last, (random.next() % (last as u64 + 1)) as usize);
+        }
+        assert_eq!(count(&accesses), expected);
+    }
+}
+
+#[test]
+fn depth_statistics_by_hand() {
+    let mut tree: CountingTree<u32> = CountingTree::new();
+    for (key, weight) in [(20, 50), (10, 20), (30, 20), (5, 10)] {
+        tree.touch(key, weight);
+    }
+    assert_eq!(tree.shape(), [2, 1, 0, 1]);
+    let statistics = tree.depth_statistics();
+    assert_eq!((statistics.maximum, statistics.weighted_path_length), (2, 60));
+    assert_eq!((statistics.mean, statistics.weighted_mean), (1.0, 0.6));
+}
+
+#[test]
+fn a_tree_can_be_sent_and_shared() {
+    fn check<T: Send + Sync + Unpin>() {}
+    check::<CountingTree<u64, String>>();
+}

@@ -1,0 +1,170 @@
+//! Random operations against a `BTreeMap` of counts.
+
+use std::borrow::ToOwned;
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::string::String;
+use std::vec::Vec;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use crate::decay::Decay;
+use crate::{CountingTree, DepthLimited, Lazy, LazyAsPrinted, MAX_TOTAL_WEIGHT, RotationRule};
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Touch(u8, u64),
+    Access(u8, u64),
+    Insert(u8, u32),
+    Remove(u8),
+    Advance(u64),
+    Top(usize),
+    Range(u8, u8),
+    Clear,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    // Mostly small weights; at times so large that the total must be renormalised or capped.
+    let weight = prop_oneof![8 => 0..5_u64, 2 => 0..1_u64 << 44, 1 => any::<u64>()];
+    prop_oneof![
+        20 => (any::<u8>(), weight.clone()).prop_map(|(key, weight)| Operation::Touch(key, weight)),
+        6 => (any::<u8>(), weight).prop_map(|(key, weight)| Operation::Access(key, weight)),
+        10 => (any::<u8>(), any::<u32>()).prop_map(|(key, value)| Operation::Insert(key, value)),
+        10 => any::<u8>().prop_map(Operation::Remove),
+        4 => prop_oneof![0..10_u64, 0..400_u64].prop_map(Operation::Advance),
+        2 => (0..300_usize).prop_map(Operation::Top),
+        2 => (any::<u8>(), any::<u8>()).prop_map(|(start, end)| Operation::Range(start, end)),
+        1 => Just(Operation::Clear),
+    ]
+}
+
+/// Plain counts. Shares with the tree only the decay, which has tests of its own.
+struct Model {
+    entries: BTreeMap<u8, (u32, u64)>,
+    decay: Decay,
+}
+
+impl Model {
+    fn total(&self) -> u64 {
+        self.entries.values().map(|(_, weight)| weight).sum()
+    }
+
+    fn shift(&mut self, bits: u32) {
+        for (_, weight) in self.entries.values_mut() {
+            *weight = weight.checked_shr(bits).unwrap_or(0);
+        }
+    }
+
+    fn added(&mut self, weight: u64) -> u64 {
+        let fits = |added: u128, total: u64| added + u128::from(total) <= u128::from(MAX_TOTAL_WEIGHT);
+        let mut added = u128::from(weight) * u128::from(self.decay.scale());
+        if !fits(added, self.total()) {
+            let bits = self.decay.renormalise();
+            self.shift(bits);
+            added = u128::from(weight) * u128::from(self.decay.scale());
+        }
+        added.min(u128::from(MAX_TOTAL_WEIGHT - self.total())) as u64
+    }
+}
+
+fn run<R: RotationRule + Default>(half_life: Option<NonZeroU32>, operations: Vec<Operation>) {
+    let mut tree: CountingTree<u8, u32, R> = CountingTree::with_rule(R::default(), half_life);
+    let mut model = Model { entries: BTreeMap::new(), decay: Decay::new(half_life) };
+    for operation in operations {
+        match operation {
+            Operation::Touch(key, weight) => {
+                let added = model.added(weight);
+                let is_new = !model.entries.contains_key(&key);
+                model.entries.entry(key).or_default().1 += added;
+                assert_eq!(tree.touch(key, weight), is_new);
+            }
+            Operation::Access(key, weight) => {
+                if model.entries.contains_key(&key) {
+                    let added = model.added(weight);
+                    let entry = model.entries.entry(key).or_default();
+                    *entry = (entry.0.wrapping_add(1), entry.1 + added);
+                }
+                if let Some(value) = tree.access(&key, weight) {
+                    *value = value.wrapping_add(1);
+                }
+            }
+            Operation::Insert(key, value) => {
+                let added = model.added(1);
+                let before = model.entries.get(&key).copied();
+                model.entries.insert(key, (value, before.map_or(0, |(_, weight)| weight) + added));
+                assert_eq!(tree.insert(key, value), before.map(|(value, _)| value));
+            }
+            Operation::Remove(key) => {
+                assert_eq!(tree.remove(&key), model.entries.remove(&key).map(|(value, _)| value));
+            }
+            Operation::Advance(epochs) => {
+                let bits = model.decay.advance(epochs);
+                model.shift(bits);
+                let shape = tree.shape();
+                tree.advance(epochs);
+                assert_eq!(tree.shape(), shape);
+            }
+            Operation::Top(k) => {
+                let mut sorted: Vec<_> = model.entries.iter().map(|(key, (_, weight))| (key, *weight)).collect();
+                sorted.sort_by_key(|&(key, weight)| (core::cmp::Reverse(weight), *key));
+                sorted.truncate(k);
+                assert_eq!(tree.top_k(k), sorted);
+                assert!(tree.hottest().take(k).eq(sorted));
+            }
+            Operation::Range(start, end) => {
+                let (low, high) = (start.min(end), start.max(end));
+                let expected: Vec<_> = model.entries.range(low..high).collect();
+                assert!(tree.range(low..high).eq(expected.iter().map(|(key, (value, _))| (*key, value))));
+                assert!(tree.range(low..high).rev().eq(expected.iter().rev().map(|(key, (value, _))| (*key, value))));
+                assert_eq!(tree.weight_of(low..high), expected.iter().map(|(_, (_, weight))| weight).sum::<u64>());
+            }
+            Operation::Clear => {
+                model.entries.clear();
+                tree.clear();
+            }
+        }
+        tree.check_invariants();
+        assert_eq!(tree.scale(), model.decay.scale());
+        assert!(tree.weights().eq(model.entries.iter().map(|(key, (_, weight))| (key, *weight))));
+        assert!(tree.iter().eq(model.entries.iter().map(|(key, (value, _))| (key, value))));
+    }
+}
+
+fn half_life() -> impl Strategy<Value = Option<NonZeroU32>> {
+    (0..9_u32).prop_map(NonZeroU32::new)
+}
+
+proptest! {
+    #[test]
+    fn the_lazy_rule_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+        run::<Lazy>(half_life, operations);
+    }
+
+    #[test]
+    fn the_rule_as_printed_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+        run::<LazyAsPrinted>(half_life, operations);
+    }
+
+    #[test]
+    fn the_depth_rule_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+        run::<DepthLimited<Lazy>>(half_life, operations);
+    }
+
+    /// Keys and values that own memory, so that Miri or a leak checker has something to find.
+    #[test]
+    fn owned_keys_against_the_model(steps in vec((any::<bool>(), "[a-c]{0,3}"), 0..200)) {
+        let mut tree: CountingTree<String, String> = CountingTree::new();
+        let mut model: BTreeMap<String, String> = BTreeMap::new();
+        for (insert, key) in steps {
+            if insert {
+                prop_assert_eq!(tree.insert(key.clone(), key.repeat(2)), model.insert(key.clone(), key.repeat(2)));
+            } else {
+                prop_assert_eq!(tree.remove(key.as_str()), model.remove(&key));
+            }
+            prop_assert_eq!(tree.get(key.as_str()).map(ToOwned::to_owned), model.get(&key).cloned());
+            tree.check_invariants();
+        }
+        prop_assert!(tree.into_iter().eq(model));
+    }
+}

@@ -1,0 +1,144 @@
+//! Published pseudo-code of the lazy rule (two tables, for an insertion and for the re-balancing step) cannot run as it
+//! stands. Each test here fails on one of its errors, and tells it, so that nobody restores the printed version.
+
+use std::vec::Vec;
+
+use super::weighted_path_length;
+use crate::node::Node;
+use crate::{CountingTree, DepthLimited, Lazy, LazyAsPrinted, RotationRule};
+
+/// The printed loop, `while (true)`, returns for a key that it inserts, but never for one it finds below the root.
+#[test]
+fn both_outcomes_of_an_access_return() {
+    let mut tree: CountingTree<u32> = CountingTree::new();
+    for key in [5, 3, 8] {
+        assert!(tree.touch(key, 1));
+    }
+    for key in [5, 3, 8] {
+        assert!(!tree.touch(key, 1));
+    }
+}
+
+/// The printed branch for the empty tree makes a node and links it nowhere.
+#[test]
+fn the_first_node_becomes_the_root() {
+    let mut tree: CountingTree<u32> = CountingTree::new();
+    tree.touch(5, 1);
+    assert_eq!((tree.len(), tree.depth(&5), tree.weight(&5)), (1, Some(0), Some(1)));
+    tree.check_invariants();
+}
+
+/// Printed, a hit rotates first and counts afterwards, on a path that is no longer there. Most counters end up wrong.
+#[test]
+fn a_hit_is_counted_before_it_rotates() {
+    fn check<R: RotationRule + Default>() {
+        let mut tree: CountingTree<u32, (), R> = CountingTree::default();
+        for key in [50, 25, 75, 10, 30, 60, 90] {
+            tree.touch(key, 1);
+        }
+        let before = tree.rotations();
+        for _ in 0..10 {
+            for key in [30, 60] {
+                tree.touch(key, 1);
+                tree.check_invariants();
+            }
+        }
+        assert!(tree.rotations() > before, "the test must see rotations");
+        assert_eq!(tree.total_weight(), 27);
+    }
+    check::<Lazy>();
+    check::<LazyAsPrinted>();
+    check::<DepthLimited<Lazy>>();
+}
+
+/// Printed, the parent of a new leaf is left out when the ancestors are counted.
+#[test]
+fn every_ancestor_of_a_new_leaf_is_counted() {
+    let mut tree: CountingTree<u32> = CountingTree::new();
+    tree.touch(10, 100);
+    tree.touch(5, 10);
+    tree.touch(7, 1);
+    // Too light to move anything: 7 hangs below 5 hangs below 10.
+    assert_eq!(tree.shape(), [1, 2, 0]);
+    assert_eq!(tree.nodes[0].below, [11, 0]);
+    assert_eq!(tree.nodes[1].below, [0, 1]);
+}
+
+/// Only the left-leaning case is printed. The other is its mirror image, for every shape.
+#[test]
+fn mirrored_accesses_make_a_mirrored_tree() {
+    fn check<R: RotationRule + Default>() {
+        let accesses: Vec<i64> = (0..2000_i64).map(|step| (step * step * 31 + step * 7) % 211).collect();
+        let mut straight: CountingTree<i64, (), R> = CountingTree::default();
+        let mut mirrored: CountingTree<i64, (), R> = CountingTree::default();
+        for &key in &accesses {
+            straight.touch(key, 1);
+            mirrored.touch(-key, 1);
+            assert_eq!(straight.rotations(), mirrored.rotations());
+        }
+        assert!(straight.rotations() > 0);
+        assert!(straight.shape().into_iter().eq(mirrored.shape().into_iter().rev()));
+    }
+    check::<Lazy>();
+    check::<LazyAsPrinted>();
+    check::<DepthLimited<Lazy>>();
+}
+
+/// Printed, the root is rotated about a parent that it does not have.
+#[test]
+fn a_hit_at_the_root_rotates_nothing() {
+    let mut tree: CountingTree<u32> = CountingTree::new();
+    for key in [5, 3, 8] {
+        tree.touch(key, 1);
+    }
+    let before = tree.rotations();
+    assert_eq!(tree.depth(&5), Some(0));
+    tree.touch(5, 100);
+    assert_eq!(tree.rotations(), before);
+}
+
+/// Printed, the zig-zag is made if the inner child weighs at least as much as the other side. With nothing counted yet,
+/// 0 ≥ 0 holds for a child that does not exist, and its counters are read.
+#[test]
+fn a_missing_inner_child_is_never_rotated() {
+    fn check<R: RotationRule + Default>() {
+        let mut tree: CountingTree<u32, (), R> = CountingTree::default();
+        for key in [3, 2, 1, 4, 5, 2, 4] {
+            tree.touch(key, 0);
+            tree.check_invariants();
+        }
+        assert_eq!((tree.len(), tree.rotations()), (5, 0));
+    }
+    check::<Lazy>();
+    check::<LazyAsPrinted>();
+}
+
+/// The text says "greater", the table "greater or equal". With the latter a zig-zag can be made that gains nothing.
+#[test]
+fn equality_is_no_reason_to_rotate() {
+    // 10 (1) over 5 (0) over 7 (0) over 8 (1): the inner subtree weighs 1 like the root alone, but its own root 0. A leaf
+    // of weight 1 would rotate when touched, so it is linked by hand, with exact sums.
+    fn build<R: RotationRule + Default>() -> CountingTree<u32, (), R> {
+        let mut tree: CountingTree<u32, (), R> = CountingTree::default();
+        for (key, weight) in [(10, 1), (5, 0), (7, 0)] {
+            tree.touch(key, weight);
+        }
+        tree.nodes.push(Node::leaf(8, (), 1));
+        tree.nodes[2].links[1] = 3;
+        tree.nodes[2].below[1] = 1;
+        tree.nodes[1].below[1] = 1;
+        tree.nodes[0].below[0] = 1;
+        tree.check_invariants();
+        assert_eq!((tree.rotations(), weighted_path_length(&tree.nodes)), (0, 3));
+        tree
+    }
+    let mut strict = build::<Lazy>();
+    strict.touch(5, 0);
+    assert_eq!(strict.rotations(), 0);
+
+    let mut printed = build::<LazyAsPrinted>();
+    printed.touch(5, 0);
+    assert_eq!(printed.rotations(), 2);
+    assert_eq!(weighted_path_length(&printed.nodes), 3, "two rotations for nothing");
+    printed.check_invariants();
+}

@@ -1,0 +1,284 @@
+//! What the rotation rules promise.
+
+use std::vec::Vec;
+
+use super::{SplitMix, weighted_path_length};
+use crate::rule::{lazy_step, lazy_step_as_printed};
+use crate::{Climb, CountingTree, DepthLimited, Lazy, LazyAsPrinted, LocalWeights, RotationRule, Side};
+
+/// Makes the steps of a lazy rule one by one and checks each against its promise.
+#[derive(Default)]
+struct Watched<const AS_PRINTED: bool> {
+    steps_that_rotated: u64,
+}
+
+impl<const AS_PRINTED: bool> Watched<AS_PRINTED> {
+    fn step<K, V>(&mut self, climb: &mut Climb<'_, K, V>) -> bool {
+        let expected = if AS_PRINTED { gain_as_printed(climb) } else { best_gain(climb) };
+        let (before, rotations) = (weighted_path_length(climb.nodes), *climb.rotations);
+        let rotated = if AS_PRINTED { lazy_step_as_printed(climb) } else { lazy_step(climb) };
+        let gain = before as i128 - weighted_path_length(climb.nodes) as i128;
+        assert_eq!(gain, expected.unwrap_or(0), "the gain is not what the weights said");
+        assert_eq!(rotated, expected.is_some());
+        assert!(*climb.rotations - rotations <= 2, "more than one double rotation");
+        if !AS_PRINTED && rotated {
+            assert!(gain > 0, "a step that gains nothing");
+        }
+        self.steps_that_rotated += u64::from(rotated);
+        rotated
+    }
+}
+
+impl<const AS_PRINTED: bool> RotationRule for Watched<AS_PRINTED> {
+    fn after_hit<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
+        self.step(climb);
+    }
+
+    fn after_insert<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
+        while climb.depth() > 0 {
+            if !self.step(climb) {
+                climb.ascend();
+            }
+        }
+    }
+}
+
+struct Gains {
+    zig: i128,
+    /// With the weight of the inner child and of what it is compared with.
+    zig_zag: Option<(i128, u64, u64)>,
+}
+
+fn gains<K, V>(climb: &Climb<'_, K, V>) -> Option<Gains> {
+    let near = climb.side(0)?;
+    let far = near.opposite();
+    let (node, parent): (LocalWeights, LocalWeights) = (climb.weights(0)?, climb.weights(1)?);
+    let opposite = parent.own + parent.toward(far);
+    let zig_zag = climb.child(far).map(|child| {
+        (i128::from(child.total()) + i128::from(child.own) - i128::from(opposite), child.total(), opposite)
+    });
+    Some(Gains { zig: i128::from(node.own + node.toward(near)) - i128::from(opposite), zig_zag })
+}
+
+fn best_gain<K, V>(climb: &Climb<'_, K, V>) -> Option<i128> {
+    let Gains { zig, zig_zag } = gains(climb)?;
+    Some(zig.max(zig_zag.map_or(i128::MIN, |(gain, ..)| gain))).filter(|&gain| gain > 0)
+}
+
+fn gain_as_printed<K, V>(climb: &Climb<'_, K, V>) -> Option<i128> {
+    let Gains { zig, zig_zag } = gains(climb)?;
+    match zig_zag {
+        Some((gain, inner, opposite)) if inner >= opposite => Some(gain),
+        _ => Some(zig).filter(|&gain| gain > 0),
+    }
+}
+
+#[test]
+fn every_lazy_step_lowers_the_weighted_path_length() {
+    fn check<const AS_PRINTED: bool>(seed: u64) {
+        let mut tree: CountingTree<u64, (), Watched<AS_PRINTED>> = CountingTree::default();
+        let mut random = SplitMix(seed);
+        for _ in 0..4000 {
+            let key = random.skewed(300) * 7919 % 300;
+            tree.touch(key, random.next() % 4);
+        }
+        tree.check_invariants();
+        assert!(tree.rule().steps_that_rotated > 100, "seed {seed} rotated too little to show anything");
+    }
+    for seed in 0..5 {
+        check::<false>(seed);
+        check::<true>(seed);
+    }
+}
+
+#[test]
+fn a_hit_makes_at_most_one_single_or_double_rotation() {
+    let mut tree: CountingTree<u64> = (0..1000).map(|key| (key, ())).collect();
+    let mut random = SplitMix(1);
+    for _ in 0..20_000 {
+        let before = tree.rotations();
+        tree.touch(random.skewed(1000) * 7919 % 1000, 1);
+        assert!(tree.rotations() - before <= 2);
+    }
+}
+
+#[test]
+fn a_replayed_pass_rotates_on_few_accesses() {
+    let mut random = SplitMix(2);
+    let pass: Vec<u64> = (0..50_000).map(|_| random.skewed(4096) * 2_654_435_761 % 4096).collect();
+    let mut tree: CountingTree<u64> = CountingTree::new();
+    let mut in_the_last_pass = 0;
+    for _ in 0..10 {
+        let before = tree.rotations();
+        for &key in &pass {
+            tree.touch(key, 1);
+        }
+        in_the_last_pass = tree.rotations() - before;
+    }
+    assert!(in_the_last_pass < 50_000 / 200, "{in_the_last_pass} rotations in 50,000 accesses");
+}
+
+#[test]
+fn hot_keys_are_near_the_root() {
+    let mut tree: CountingTree<u64> = (0..4096).map(|key| (key, ())).collect();
+    for _ in 0..1000 {
+        for key in [17, 1234, 4000] {
+            tree.touch(key, 1);
+        }
+    }
+    for key in [17, 1234, 4000] {
+        assert!(tree.depth(&key).is_some_and(|depth| depth <= 4), "key {key} is at {:?}", tree.depth(&key));
+    }
+}
+
+#[test]
+fn sorted_insertions_keep_the_tree_shallow() {
+    fn check<R: RotationRule + Default>(order: &str, keys: impl Iterator<Item = u32>) {
+        let mut tree: CountingTree<u32, (), R> = CountingTree::default();
+        for key in keys {
+            tree.touch(key, 1);
+        }
+        tree.check_invariants();
+        assert_eq!(tree.len(), KEYS as usize);
+        let depth = tree.depth_statistics().maximum;
+        assert!(depth <= 20, "{order}: depth {depth}");
+    }
+    const KEYS: u32 = 20_000;
+    fn check_all<R: RotationRule + Default>() {
+        check::<R>("ascending", 0..KEYS);
+        check::<R>("descending", (0..KEYS).rev());
+        check::<R>("zig-zag", (0..KEYS).map(|step| if step % 2 == 0 { step / 2 } else { KEYS - 1 - step / 2 }));
+        check::<R>(
+            "middle-out",
+            (0..KEYS).map(|step| if step % 2 == 0 { KEYS / 2 + step / 2 } else { KEYS / 2 - 1 - step / 2 }),
+        );
+    }
+    check_all::<Lazy>();
+    check_all::<LazyAsPrinted>();
+    check_all::<DepthLimited<Lazy>>();
+}
+
+#[test]
+fn weights_scaled_by_a_power_of_two_make_the_same_shape() {
+    fn check<R: RotationRule + Default>() {
+        for shift in [1, 7, 40] {
+            let (mut plain, mut scaled): (CountingTree<u64, (), R>, CountingTree<u64, (), R>) = Default::default();
+            let mut random = SplitMix(3);
+            for _ in 0..5000 {
+                let (key, weight) = (random.skewed(500) * 7919 % 500, random.next() % 5);
+                plain.touch(key, weight);
+                scaled.touch(key, weight << shift);
+            }
+            assert_eq!(plain.shape(), scaled.shape());
+            assert_eq!(plain.rotations(), scaled.rotations());
+            assert_eq!(plain.total_weight() << shift, scaled.total_weight());
+        }
+    }
+    check::<Lazy>();
+    check::<LazyAsPrinted>();
+    check::<DepthLimited<Lazy>>();
+}
+
+/// A chain made by insertions of weight zero, which give the rule nothing to decide by.
+fn chain<R: RotationRule + Default>(keys: u32) -> CountingTree<u32, (), R> {
+    let mut tree: CountingTree<u32, (), R> = CountingTree::default();
+    for key in 0..keys {
+        tree.touch(key, 0);
+    }
+    assert_eq!(tree.depth_statistics().maximum, keys as usize - 1);
+    tree
+}
+
+#[test]
+fn the_depth_rule_lifts_what_is_deeper_than_twice_the_logarithm() {
+    let mut limited = chain::<DepthLimited<Lazy>>(1024);
+    // 2·log2(1024) = 20: not deeper than that, and nothing to gain without weight.
+    limited.touch(20, 0);
+    assert_eq!(limited.rotations(), 0);
+    limited.touch(21, 0);
+    assert!(limited.rotations() > 0);
+    limited.check_invariants();
+
+    limited.touch(1023, 1);
+    limited.check_invariants();
+    assert!(limited.depth_statistics().maximum < 600, "a semi-splay halves the depth of its path");
+
+    let mut unlimited = chain::<Lazy>(1024);
+    unlimited.touch(1023, 0);
+    assert_eq!(unlimited.rotations(), 0, "off by default");
+}
+
+#[test]
+fn a_chain_costs_time_but_no_stack() {
+    let mut tree = chain::<Lazy>(20_000);
+    tree.check_invariants();
+    assert_eq!(tree.clone().into_iter().count(), 20_000);
+    assert_eq!(tree.iter().rev().count(), 20_000);
+    assert_eq!(tree.hottest().count(), 20_000);
+    tree.touch(19_999, 1);
+    assert_eq!(tree.remove(&0), Some(()));
+    tree.check_invariants();
+}
+
+/// Rules of other crates move the focus as they like; whatever they do, the tree stays one.
+struct Random(SplitMix);
+
+impl RotationRule for Random {
+    fn after_hit<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
+        for _ in 0..self.0.next() % 20 {
+            match self.0.next() % 4 {
+                0 => climb.descend(Side::Left),
+                1 => climb.descend(Side::Right),
+                2 => climb.ascend(),
+                _ => climb.rotate_up(),
+            };
+        }
+    }
+
+    fn after_insert<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
+        self.after_hit(climb);
+    }
+}
+
+#[test]
+fn no_rule_can_break_the_tree() {
+    let mut tree: CountingTree<u64, u64, Random> = CountingTree::with_rule(Random(SplitMix(4)), None);
+    let mut random = SplitMix(5);
+    for step in 0..3000 {
+        let key = random.next() % 100;
+        match random.next() % 3 {
+            0 => drop(tree.insert(key, step)),
+            1 => drop(tree.touch(key, random.next() % 9)),
+            _ => drop(tree.remove(&key)),
+        }
+        tree.check_invariants();
+    }
+    assert!(tree.rotations() > 1000);
+}
+
+#[test]
+fn a_climb_reports_what_surrounds_it() {
+    struct Probe;
+    impl RotationRule for Probe {
+        fn after_hit<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
+            assert_eq!((climb.depth(), climb.key_count()), (2, 5));
+            assert_eq!(climb.weights(0), Some(LocalWeights { own: 8, left: 0, right: 16 }));
+            assert_eq!(climb.weights(1), Some(LocalWeights { own: 2, left: 0, right: 24 }));
+            assert_eq!(climb.weights(2), Some(LocalWeights { own: 1, left: 26, right: 4 }));
+            assert_eq!((climb.weights(3), climb.weights(usize::MAX)), (None, None));
+            assert_eq!((climb.side(0), climb.side(1)), (Some(Side::Right), Some(Side::Left)));
+            assert_eq!((climb.side(2), climb.side(3)), (None, None));
+            assert_eq!(climb.child(Side::Left), None);
+            assert_eq!(climb.child(Side::Right).map(LocalWeights::total), Some(16));
+            assert!(!climb.descend(Side::Left));
+            assert!(climb.ascend() && climb.ascend() && !climb.ascend() && !climb.rotate_up());
+        }
+
+        fn after_insert<K, V>(&mut self, _: &mut Climb<'_, K, V>) {}
+    }
+    let mut tree: CountingTree<u32, (), Probe> = CountingTree::with_rule(Probe, None);
+    for (key, weight) in [(40, 1), (10, 2), (50, 4), (20, 8), (30, 16)] {
+        tree.touch(key, weight);
+    }
+    tree.touch(20, 0);
+}

@@ -1,0 +1,38 @@
+//! A migration as two state machines without I/O.
+//!
+//! A driver feeds a machine what happened (`handle_*`) together with the time since the migration began, and carries
+//! out what it asks for (`poll_action`). The machines decide everything and do nothing: a whole migration can be
+//! replayed, cut at any message, from a seed.
+//!
+//! Who owns the guest, and may run it:
+//!
+//! ```text
+//!               source machine                                target machine
+//!   Start ─▶ Greeting ─▶ Observing ─▶ Pushing          AwaitHello ─▶ Receiving
+//!     │          │           │          │  ▲                 │           │
+//!     │          │           │          ▼  │                 │           ▼
+//!     │          │           │        Pausing                │        Loading
+//!     │          │           │          │                    │           │
+//!     │          │           │      StopAndCopy              │        Prepared
+//!     ▼          ▼           ▼          │                    ▼           │
+//!   Ended ◀──────────── Resuming ◀──────┤ failure          Ended ◀───────┤ failure
+//!                                       │                                │
+//!   ════════════════ source owns the guest above, the target below ══════════════  hand-over
+//!                                       ▼                                ▼
+//!                                   HandedOver ─▶ Ended              Resuming ─▶ Running
+//! ```
+//!
+//! The line is crossed when the source asks its driver to send [`Message::HandOver`](crate::wire::Message::HandOver):
+//! from that moment no path leads back to an action that runs the guest on the source. Before it, every failure ends
+//! with one. The target runs the guest only after it received the hand-over. So at most one side runs it at any time.
+
+mod report;
+mod source;
+mod target;
+
+pub use report::{
+    DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, TrackingReport, VerifyReport, WireReport,
+    WorkingSetReport,
+};
+pub use source::{Action, SentPages, Source, SourceConfig, SourceError};
+pub use target::{Apply, Target, TargetAction, TargetConfig, TargetError, TargetOutcome};

@@ -1,0 +1,157 @@
+//! What a migration says about itself when it has ended.
+
+use serde::Serialize;
+
+/// How a migration ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeKind {
+    /// The guest runs on the target.
+    Completed,
+    /// The user cancelled; the guest runs on the source.
+    Cancelled,
+    /// What remained never fitted the downtime limit; the guest runs on the source.
+    NotConverged,
+    /// Something failed before the hand-over; the guest runs on the source.
+    Failed,
+    /// The hand-over was sent and no answer came. The source does not run the guest again by itself.
+    InDoubt,
+}
+
+/// The report of one migration, as the source saw it. Times in ms, sizes in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: OutcomeKind,
+    /// Why it ended so, where that needs saying.
+    pub reason: Option<String>,
+    /// The method: `pre-copy`.
+    pub mode: &'static str,
+    /// The migration's name.
+    pub migration_id: String,
+    /// From the beginning to the end.
+    pub total_ms: f64,
+    /// From the moment the guest stood still on the source until it was known to run again.
+    pub downtime_ms: f64,
+    /// The limit that the user gave.
+    pub downtime_limit_ms: f64,
+    /// The downtime in its parts.
+    pub downtime: DowntimeReport,
+    /// The time before the pause in its parts.
+    pub phases: PhaseTimes,
+    /// All bytes sent to the target, frame headers included.
+    pub wire_bytes: u64,
+    /// The same in its parts.
+    pub wire: WireReport,
+    /// Pages and what became of them.
+    pub pages: PageReport,
+    /// Passes over memory, the stop phase included.
+    pub passes: u32,
+    /// The prediction and how good it was.
+    pub working_set: WorkingSetReport,
+    /// What the path carried, in bytes per second.
+    pub bandwidth_bytes_per_s: Option<f64>,
+    /// Pages written per second while pushing, each counted once per epoch.
+    pub dirty_pages_per_s: Option<f64>,
+    /// The cost of tracking.
+    pub tracking: TrackingReport,
+    /// The comparison of all pages, if it was asked for.
+    pub verify: Option<VerifyReport>,
+}
+
+/// Where the downtime went, in the order in which it passes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct DowntimeReport {
+    /// From the guest's stop until the source could go on.
+    pub pause_ms: f64,
+    /// The scans for pages written last.
+    pub scan_ms: f64,
+    /// Sending pages.
+    pub copy_ms: f64,
+    /// Saving and sending the device state.
+    pub device_state_ms: f64,
+    /// Reading, sending and comparing digests.
+    pub verify_ms: f64,
+    /// Loading the device state on the target, waiting for data under way included.
+    pub load_ms: f64,
+    /// From the hand-over until the guest was known to run.
+    pub resume_ms: f64,
+}
+
+/// The time before the pause.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct PhaseTimes {
+    /// Greeting the target.
+    pub connect_ms: f64,
+    /// Watching the guest's writes before the first page is sent (the paper's pre-processing).
+    pub observe_ms: f64,
+    /// Sending pages while the guest runs.
+    pub push_ms: f64,
+}
+
+/// Bytes on the wire.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct WireReport {
+    /// Sent while the guest ran.
+    pub push_bytes: u64,
+    /// Sent while it was paused.
+    pub stop_bytes: u64,
+    /// Of all: pages as they are.
+    pub raw_bytes: u64,
+    /// Of all: the notes that say which pages are zero.
+    pub zero_bytes: u64,
+    /// Of all: device state.
+    pub device_state_bytes: u64,
+    /// Of all: everything else.
+    pub control_bytes: u64,
+}
+
+/// Pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PageReport {
+    /// The guest's pages.
+    pub total: u64,
+    /// Pages whose content was sent, each time counted.
+    pub sent: u64,
+    /// Pages that went as a note that they are zero, each time counted.
+    pub zero: u64,
+    /// Of `sent` and `zero`: those that had been sent before.
+    pub resent: u64,
+    /// Pages held back as the working set that went in the stop phase for the first time.
+    pub held: u64,
+    /// Pages that went in the stop phase.
+    pub stop: u64,
+}
+
+/// The predicted working set.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct WorkingSetReport {
+    /// Who predicted.
+    pub predictor: &'static str,
+    /// Pages that were held back when the guest was paused.
+    pub pages: u64,
+    /// Share of these that were written within the last window (as long as the observation) before the pause.
+    pub precision: Option<f64>,
+    /// Share of the pages written in that window that were held back.
+    pub recall: Option<f64>,
+}
+
+/// The cost of tracking.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct TrackingReport {
+    /// Scans of all memory.
+    pub scans: u64,
+    /// Their time in all.
+    pub scan_ms: f64,
+    /// The longest of them.
+    pub scan_max_ms: f64,
+}
+
+/// The comparison of source and target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Pages compared.
+    pub pages: u64,
+    /// Pages that differ.
+    pub mismatched: u64,
+}

@@ -1,0 +1,1100 @@
+//! The source's state machine: observe, push, stop and copy, hand over.
+//!
+//! Contract of the driver: carry out each [`Action`] in order, report its end with the `handle_*` named there, and call
+//! [`Source::handle_failure`] if it cannot. Written pages that a scan reported are the machine's debt from then on: it
+//! keeps them pending until their content was sent after the scan.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::report::{
+    DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, TrackingReport, VerifyReport, WireReport,
+    WorkingSetReport,
+};
+use crate::pages::{AddressSpaceId, PageNumber, PageRun, PageSet, RamLayout};
+use crate::plan::{Convergence, Decision, Facts, FixedCosts, PAGE_WIRE_BYTES, Pacer, Patience, RateEstimate};
+use crate::predict::{Predictor, RankedPage};
+use crate::wire::{
+    Abort, Fault, Hello, MAX_PAGES_PER_FRAME, Message, MigrationId, Prepared, VERSION_MAX, VERSION_MIN, Welcome,
+};
+
+/// The most runs in one [`Action::SendPages`].
+const MAX_RUNS_PER_ACTION: usize = 128;
+/// Bytes under way before the bandwidth is known.
+const WINDOW_FIRST_BYTES: u64 = 256 * 1024;
+/// The fewest bytes under way later on. They count against the downtime budget, so on a slow path they must be few.
+const WINDOW_MIN_BYTES: u64 = 48 * 1024;
+/// The most bytes under way.
+const WINDOW_MAX_BYTES: u64 = 32 * 1024 * 1024;
+/// Beside the round trip, the path is kept filled for this long.
+const WINDOW_TIME: Duration = Duration::from_millis(8);
+/// A chunk of pages should take about this long, so that scans and cancellations are not late.
+const CHUNK_TIME: Duration = Duration::from_millis(4);
+/// The fewest pages of a chunk.
+const CHUNK_MIN_PAGES: u64 = 8;
+/// A pass of at least this many pages is followed by a scan at once; after a smaller one the epoch is waited for.
+const PASS_MIN_PAGES: u64 = 64;
+/// After the hand-over the answer is waited for this many times longer than the stall timeout.
+const RUNNING_PATIENCE: u32 = 3;
+/// How often resuming the guest is tried before the migration ends without it.
+const RESUME_ATTEMPTS: u32 = 3;
+
+/// What the user wants and what is known beforehand.
+#[derive(Debug, Clone)]
+pub struct SourceConfig {
+    /// The migration's name.
+    pub migration: MigrationId,
+    /// The guest's RAM.
+    pub layout: RamLayout,
+    /// The VMM's machine type.
+    pub machine: String,
+    /// The guest's processors.
+    pub vcpus: u32,
+    /// The longest pause allowed.
+    pub downtime_limit: Duration,
+    /// The most bytes to send per second; `None`: as the path allows.
+    pub bandwidth_cap_bytes_per_s: Option<u64>,
+    /// Time between scans for written pages.
+    pub epoch: Duration,
+    /// How long to watch before the first page is sent.
+    pub observe: Duration,
+    /// Compare digests of all pages before the hand-over.
+    pub verify: bool,
+    /// How long the target may be silent while something is expected of it.
+    pub stall_timeout: Duration,
+    /// When to give up.
+    pub patience: Patience,
+    /// The stop phase's fixed part, as the VMM's kind usually has it.
+    pub fixed: FixedCosts,
+}
+
+/// Why a migration ended without a hand-over, or in doubt.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The user asked for it.
+    #[error("cancelled")]
+    Cancelled,
+    /// The target ended the migration.
+    #[error("the target ended the migration: {text}")]
+    Aborted {
+        /// Its words.
+        text: String,
+    },
+    /// The connection ended.
+    #[error("the connection to the target was lost while {doing}")]
+    ConnectionLost {
+        /// What was going on.
+        doing: &'static str,
+    },
+    /// The target said nothing for too long.
+    #[error("the target was silent for {ms} ms while {doing}")]
+    Stalled {
+        /// How long.
+        ms: u64,
+        /// What was going on.
+        doing: &'static str,
+    },
+    /// The target sent something that has no place here.
+    #[error("the target sent `{message}` while {doing}, which the protocol does not allow")]
+    Unexpected {
+        /// The message's name.
+        message: &'static str,
+        /// What was going on.
+        doing: &'static str,
+    },
+    /// The target chose a protocol version that was not offered, or answered for another migration.
+    #[error("the target's welcome does not answer our hello")]
+    BadWelcome,
+    /// The target's memory is not the source's.
+    #[error("{pages} pages differ on the target, the first is page {first}; nothing was handed over")]
+    Mismatch {
+        /// How many.
+        pages: u64,
+        /// The first of them.
+        first: u64,
+    },
+    /// What remains never fits.
+    #[error(
+        "no convergence: after {passes} passes {pending_pages} pages remain, which would take a pause of \
+         {expected_ms} ms; the limit is {limit_ms} ms. The guest writes {dirty_pages_per_s} pages/s, the path carries \
+         {bandwidth_bytes_per_s} bytes/s. Allow a longer pause (--downtime-limit), more bandwidth, or a calmer guest"
+    )]
+    NotConverged {
+        /// Passes made.
+        passes: u32,
+        /// Pages that remain.
+        pending_pages: u64,
+        /// The pause that they would need.
+        expected_ms: u64,
+        /// The pause that is allowed.
+        limit_ms: u64,
+        /// Pages written per second.
+        dirty_pages_per_s: u64,
+        /// Bytes carried per second.
+        bandwidth_bytes_per_s: u64,
+    },
+    /// The driver could not carry out an action.
+    #[error("{text}")]
+    Driver {
+        /// What failed and why.
+        text: String,
+    },
+}
+
+/// What a driver did for [`Action::SendPages`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SentPages {
+    /// Pages sent as they are.
+    pub raw_pages: u64,
+    /// Pages sent as notes that they are zero.
+    pub zero_pages: u64,
+    /// Bytes on the wire for the former, headers included.
+    pub raw_bytes: u64,
+    /// Bytes on the wire for the latter, headers included.
+    pub zero_bytes: u64,
+    /// Pages that the re-arming before the reading found written. Their content went along.
+    pub written: Vec<PageRun>,
+}
+
+/// What the driver shall do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send this message, then call [`Source::handle_message_sent`].
+    Send(Message<'static>),
+    /// Get and re-arm all written pages, then call [`Source::handle_scan`].
+    Scan,
+    /// Read these pages and send them, then call [`Source::handle_pages_sent`].
+    SendPages {
+        /// Which.
+        runs: Vec<PageRun>,
+        /// Get and re-arm the written pages among them before reading, so that a write from before is not sent twice.
+        rearm: bool,
+    },
+    /// Stop the guest and keep its VMM ready to save the device state, then call [`Source::handle_paused`].
+    Pause,
+    /// Save the device state and send it, then call [`Source::handle_device_state_sent`].
+    SendDeviceState,
+    /// Send digests of all pages, then call [`Source::handle_digests_sent`].
+    SendDigests,
+    /// Make sure that the guest runs here, then call [`Source::handle_resumed`].
+    Resume,
+    /// The migration has ended: see [`Source::report`].
+    End,
+}
+
+#[derive(Debug)]
+enum State {
+    Start,
+    Greeting,
+    Observing { until: Duration },
+    Pushing(Pass),
+    Pausing,
+    StopAndCopy(StopStep),
+    HandedOver { since: Duration },
+    Resuming { error: SourceError, failures: u32 },
+    Ended { error: Option<SourceError> },
+}
+
+/// Where the stop phase is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StopStep {
+    /// Get what was written last.
+    Scan,
+    /// Send what remains.
+    Copy,
+    /// Have the device state saved and sent.
+    DeviceState,
+    /// Saving it can write guest memory: get that too.
+    ScanAgain,
+    /// Send that.
+    CopyAgain,
+    /// Send digests.
+    Verify,
+    /// Wait for the target to load everything.
+    Load,
+}
+
+/// One pass over what is pending. Pages never seen written go first, in address order; then the tracked ones that are
+/// not held back, coldest first.
+#[derive(Debug)]
+struct Pass {
+    cursor: u64,
+    /// Pages left out of the address-ordered part: tracked at its beginning, or written since.
+    withheld: PageSet,
+    /// The tracked pages to send, coldest last; `None` until the first part is done.
+    warm: Option<Vec<PageNumber>>,
+    pages: u64,
+    ended: bool,
+}
+
+/// The source side of one migration.
+#[derive(Debug)]
+pub struct Source {
+    config: SourceConfig,
+    predictor: Box<dyn Predictor>,
+    state: State,
+    outbox: VecDeque<Message<'static>>,
+    /// An action was given out and its end was not reported yet.
+    acting: bool,
+    /// The hand-over was given out for sending. Never reset.
+    handed_over: bool,
+
+    /// Pages whose newest content the target may not have.
+    pending: PageSet,
+    /// Pages held back as the working set; a subset of `pending`.
+    held: PageSet,
+    /// Pages whose content was sent at least once.
+    ever_sent: PageSet,
+    /// Pages written in the current epoch as far as known.
+    epoch_written: PageSet,
+    /// The writes of the last epochs, as many as the observation has.
+    window: VecDeque<Vec<PageRun>>,
+    next_scan: Duration,
+    last_epoch_pages: u64,
+
+    convergence: Convergence,
+    pacer: Pacer,
+    rate: RateEstimate,
+    round_trip: Option<Duration>,
+    ping_sent: Option<Duration>,
+    wire_bytes: u64,
+    confirmed_bytes: u64,
+    heard: Duration,
+    /// Pages expected to be written per epoch beside the held ones.
+    fresh_pages_per_epoch: f64,
+
+    times: Times,
+    wire: WireReport,
+    pages: PageReport,
+    tracking: TrackingReport,
+    written_while_pushing: u64,
+    passes: u32,
+    downtime: DowntimeReport,
+    verify: Option<VerifyReport>,
+    prepared_load: Duration,
+}
+
+/// Moments of the migration that the report needs.
+#[derive(Debug, Default)]
+struct Times {
+    observing: Option<Duration>,
+    pushing: Option<Duration>,
+    pausing: Option<Duration>,
+    stopped: Option<Duration>,
+    step: Duration,
+    running: Option<Duration>,
+    ended: Option<Duration>,
+    /// Precision and recall of the held set, fixed at the pause.
+    quality: (Option<f64>, Option<f64>),
+    held_at_pause: u64,
+}
+
+impl Source {
+    /// A migration that has not begun. Time 0 is the moment of the first call with a time.
+    pub fn new(config: SourceConfig, predictor: Box<dyn Predictor>) -> Self {
+        let total = config.layout.total_pages();
+        Self {
+            predictor,
+            state: State::Start,
+            outbox: VecDeque::new(),
+            acting: false,
+            handed_over: false,
+            pending: PageSet::full(total),
+            held: PageSet::empty(total),
+            ever_sent: PageSet::empty(total),
+            epoch_written: PageSet::empty(total),
+            window: VecDeque::new(),
+            next_scan: Duration::ZERO,
+            last_epoch_pages: 0,
+            convergence: Convergence::new(config.patience),
+            pacer: Pacer::new(config.bandwidth_cap_bytes_per_s),
+            rate: RateEstimate::new(),
+            round_trip: None,
+            ping_sent: None,
+            wire_bytes: 0,
+            confirmed_bytes: 0,
+            heard: Duration::ZERO,
+            fresh_pages_per_epoch: 0.0,
+            times: Times::default(),
+            wire: WireReport::default(),
+            pages: PageReport { total, ..PageReport::default() },
+            tracking: TrackingReport::default(),
+            written_while_pushing: 0,
+            passes: 0,
+            downtime: DowntimeReport::default(),
+            verify: None,
+            prepared_load: Duration::ZERO,
+            config,
+        }
+    }
+
+    /// What to do next; `None`: wait for a message, or until [`Self::poll_timeout`].
+    pub fn poll_action(&mut self, now: Duration) -> Option<Action> {
+        if self.acting {
+            return None;
+        }
+        self.check_silence(now);
+        if let State::Resuming { .. } = self.state {
+            // The guest comes first; the target can learn of the failure afterwards.
+            return Some(self.act(Action::Resume));
+        }
+        if let Some(message) = self.outbox.pop_front() {
+            return Some(self.act(Action::Send(message)));
+        }
+        match &self.state {
+            State::Start => {
+                self.state = State::Greeting;
+                self.heard = now;
+                let hello = Message::Hello(Hello {
+                    version_min: VERSION_MIN,
+                    version_max: VERSION_MAX,
+                    migration: self.config.migration,
+                    layout: self.config.layout.clone(),
+                    machine: self.config.machine.clone(),
+                    vcpus: self.config.vcpus,
+                    verify: self.config.verify,
+                });
+                Some(self.act(Action::Send(hello)))
+            }
+            State::Greeting | State::HandedOver { .. } | State::Resuming { .. } => None,
+            State::Observing { .. } => (now >= self.next_scan).then(|| self.act(Action::Scan)),
+            State::Pushing(_) => self.push(now),
+            State::Pausing => Some(self.act(Action::Pause)),
+            State::StopAndCopy(step) => self.stop_and_copy(now, *step),
+            State::Ended { .. } => Some(Action::End),
+        }
+    }
+
+    /// When to call [`Self::poll_action`] again if nothing happens before.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let silence = self.silence_deadline();
+        let work = match &self.state {
+            State::Observing { .. } => Some(self.next_scan),
+            State::Pushing(pass) => Some(if pass.ended || !self.window_open() {
+                self.next_scan
+            } else {
+                self.next_scan.min(self.pacer.next_at())
+            }),
+            State::StopAndCopy(_) if self.window_open() => Some(self.pacer.next_at()),
+            State::StopAndCopy(_) | State::Greeting | State::HandedOver { .. } => None,
+            State::Start | State::Pausing | State::Resuming { .. } | State::Ended { .. } => Some(Duration::ZERO),
+        };
+        [silence, work].into_iter().flatten().min()
+    }
+
+    /// A message from the target.
+    pub fn handle_message(&mut self, now: Duration, message: &Message<'_>) {
+        if matches!(self.state, State::Ended { .. } | State::Resuming { .. }) {
+            return;
+        }
+        self.heard = now;
+        match message {
+            Message::Welcome(welcome) => self.welcomed(now, welcome),
+            Message::Progress { bytes } if *bytes <= self.wire_bytes && *bytes >= self.confirmed_bytes => {
+                self.confirmed_bytes = *bytes;
+                self.rate.delivered(now, *bytes, *bytes == self.wire_bytes);
+            }
+            Message::Pong(_) => {
+                if let Some(sent) = self.ping_sent.take() {
+                    let trip = now.saturating_sub(sent);
+                    self.round_trip = Some(self.round_trip.map_or(trip, |best| best.min(trip)));
+                }
+            }
+            Message::Prepared(prepared) if matches!(self.state, State::StopAndCopy(StopStep::Load)) => {
+                self.prepared(now, prepared);
+            }
+            Message::Running { .. } if matches!(self.state, State::HandedOver { .. }) => {
+                self.close_step(now, |downtime| &mut downtime.resume_ms);
+                self.times.running = Some(now);
+                self.end(now, None);
+            }
+            Message::Abort(abort) => self.fail(now, SourceError::Aborted { text: abort.text.clone() }),
+            Message::Hello(_)
+            | Message::Pages(_)
+            | Message::Zero(_)
+            | Message::Paused
+            | Message::DeviceState(_)
+            | Message::Digests(_)
+            | Message::Load { .. }
+            | Message::HandOver(_)
+            | Message::Ping(_)
+            | Message::Progress { .. }
+            | Message::Prepared(_)
+            | Message::Running { .. } => {
+                let doing = self.doing();
+                self.fail(now, SourceError::Unexpected { message: message.name(), doing });
+            }
+        }
+    }
+
+    /// The message of [`Action::Send`] has left as so many bytes.
+    pub fn handle_message_sent(&mut self, now: Duration, wire_bytes: u64) {
+        self.acted();
+        self.wire.control_bytes += wire_bytes;
+        self.count_sent(now, wire_bytes);
+    }
+
+    /// A scan found these pages written, and they are armed again. It took so long.
+    pub fn handle_scan(&mut self, now: Duration, took: Duration, written: &[PageRun]) {
+        self.acted();
+        let took_ms = took.as_secs_f64() * 1e3;
+        self.tracking.scans += 1;
+        self.tracking.scan_ms += took_ms;
+        self.tracking.scan_max_ms = self.tracking.scan_max_ms.max(took_ms);
+        for &run in written {
+            self.pending.insert_run(run);
+            self.epoch_written.insert_run(run);
+        }
+        match &mut self.state {
+            State::Observing { until } => {
+                // The first scan arms and reports everything: it says nothing about the guest.
+                if self.tracking.scans == 1 {
+                    self.epoch_written.clear();
+                    *until = now + self.config.observe;
+                } else {
+                    self.end_epoch();
+                }
+                self.observed(now);
+            }
+            State::Pushing(_) => self.pushed_and_scanned(now),
+            State::StopAndCopy(step @ StopStep::Scan) => {
+                *step = StopStep::Copy;
+                self.end_epoch();
+                self.judge_prediction();
+                self.outbox.push_back(Message::Paused);
+                self.close_step(now, |downtime| &mut downtime.scan_ms);
+            }
+            State::StopAndCopy(step @ StopStep::ScanAgain) => {
+                *step = StopStep::CopyAgain;
+                self.close_step(now, |downtime| &mut downtime.scan_ms);
+            }
+            State::Start
+            | State::Greeting
+            | State::Pausing
+            | State::StopAndCopy(_)
+            | State::HandedOver { .. }
+            | State::Resuming { .. }
+            | State::Ended { .. } => {}
+        }
+    }
+
+    /// The pages of [`Action::SendPages`] have left.
+    pub fn handle_pages_sent(&mut self, now: Duration, sent: &SentPages) {
+        self.acted();
+        self.pages.sent += sent.raw_pages;
+        self.pages.zero += sent.zero_pages;
+        self.wire.raw_bytes += sent.raw_bytes;
+        self.wire.zero_bytes += sent.zero_bytes;
+        for &run in &sent.written {
+            self.epoch_written.insert_run(run);
+        }
+        self.count_sent(now, sent.raw_bytes + sent.zero_bytes);
+    }
+
+    /// The guest stands still since `stopped_at`.
+    pub fn handle_paused(&mut self, now: Duration, stopped_at: Duration) {
+        self.acted();
+        if let State::Pausing = self.state {
+            self.times.stopped = Some(stopped_at.min(now));
+            self.times.step = stopped_at.min(now);
+            self.close_step(now, |downtime| &mut downtime.pause_ms);
+            self.state = State::StopAndCopy(StopStep::Scan);
+        }
+    }
+
+    /// The device state was saved and sent.
+    pub fn handle_device_state_sent(&mut self, now: Duration, state_bytes: u64, wire_bytes: u64) {
+        self.acted();
+        self.wire.device_state_bytes += wire_bytes;
+        self.count_sent(now, wire_bytes);
+        if let State::StopAndCopy(step @ StopStep::DeviceState) = &mut self.state {
+            *step = StopStep::ScanAgain;
+            self.config.fixed.device_state_bytes = state_bytes;
+            self.close_step(now, |downtime| &mut downtime.device_state_ms);
+        }
+    }
+
+    /// The digests were sent.
+    pub fn handle_digests_sent(&mut self, now: Duration, wire_bytes: u64) {
+        self.acted();
+        self.wire.control_bytes += wire_bytes;
+        self.count_sent(now, wire_bytes);
+        if let State::StopAndCopy(StopStep::Verify) = self.state {
+            self.close_step(now, |downtime| &mut downtime.verify_ms);
+            self.ask_to_load(now);
+        }
+    }
+
+    /// After a failure the guest runs on the source again, since `now`.
+    pub fn handle_resumed(&mut self, now: Duration) {
+        self.acted();
+        if let State::Resuming { error, .. } = &self.state {
+            let error = error.clone();
+            if self.times.stopped.is_some() {
+                self.times.running = Some(now);
+                self.close_step(now, |downtime| &mut downtime.resume_ms);
+            }
+            self.end(now, Some(error));
+        }
+    }
+
+    /// The user wants no migration any more; an action under way was not completed. After the hand-over that is too
+    /// late, and has no effect.
+    pub fn handle_cancel(&mut self, now: Duration) {
+        self.acted();
+        if !matches!(self.state, State::HandedOver { .. }) {
+            self.fail(now, SourceError::Cancelled);
+        }
+    }
+
+    /// The connection ended; an action under way was not completed.
+    pub fn handle_connection_lost(&mut self, now: Duration) {
+        self.acted();
+        let doing = self.doing();
+        self.fail(now, SourceError::ConnectionLost { doing });
+    }
+
+    /// The driver could not carry out the action last given.
+    pub fn handle_failure(&mut self, now: Duration, text: String) {
+        self.acted();
+        let State::Resuming { error, failures } = &mut self.state else {
+            return self.fail(now, SourceError::Driver { text });
+        };
+        *failures += 1;
+        if *failures >= RESUME_ATTEMPTS {
+            let text = format!("{error}; and then the guest could not be resumed here: {text}");
+            self.end(now, Some(SourceError::Driver { text }));
+        }
+    }
+
+    /// Whether the guest has been handed over: from then on nothing may run it on the source.
+    pub fn handed_over(&self) -> bool {
+        self.handed_over
+    }
+
+    /// Whether the migration has ended.
+    pub fn ended(&self) -> bool {
+        matches!(self.state, State::Ended { .. })
+    }
+
+    /// Why it ended, if not well.
+    pub fn error(&self) -> Option<&SourceError> {
+        match &self.state {
+            State::Ended { error } => error.as_ref(),
+            State::Resuming { error, .. } => Some(error),
+            State::Start
+            | State::Greeting
+            | State::Observing { .. }
+            | State::Pushing(_)
+            | State::Pausing
+            | State::StopAndCopy(_)
+            | State::HandedOver { .. } => None,
+        }
+    }
+
+    /// What is going on, for people.
+    pub fn doing(&self) -> &'static str {
+        match &self.state {
+            State::Start | State::Greeting => "greeting the target",
+            State::Observing { .. } => "observing the guest",
+            State::Pushing(_) => "pushing memory",
+            State::Pausing => "pausing the guest",
+            State::StopAndCopy(StopStep::Load) => "waiting for the target to load",
+            State::StopAndCopy(_) => "copying the rest",
+            State::HandedOver { .. } => "handing over",
+            State::Resuming { .. } => "resuming the guest here",
+            State::Ended { .. } => "done",
+        }
+    }
+
+    /// Pages that the target does not have yet, for a progress display.
+    pub fn pending_pages(&self) -> u64 {
+        self.pending.len()
+    }
+
+    /// Passes completed and begun, for a progress display.
+    pub fn passes(&self) -> u32 {
+        self.passes
+    }
+
+    /// Bytes sent so far.
+    pub fn wire_bytes(&self) -> u64 {
+        self.wire_bytes
+    }
+
+    /// The measured bandwidth, for a progress display.
+    pub fn bandwidth_bytes_per_s(&self) -> Option<f64> {
+        self.bandwidth()
+    }
+
+    /// The report of the migration; complete once it has ended.
+    pub fn report(&self, now: Duration) -> Report {
+        let error = self.error();
+        let outcome = match error {
+            None if self.times.running.is_some() => OutcomeKind::Completed,
+            _ if self.handed_over => OutcomeKind::InDoubt,
+            Some(SourceError::Cancelled) => OutcomeKind::Cancelled,
+            Some(SourceError::NotConverged { .. }) => OutcomeKind::NotConverged,
+            Some(_) | None => OutcomeKind::Failed,
+        };
+        let ended = self.times.ended.unwrap_or(now);
+        let between = |from: Option<Duration>, to: Option<Duration>| {
+            from.map_or(0.0, |from| to.unwrap_or(ended).saturating_sub(from).as_secs_f64() * 1e3)
+        };
+        let pushed_s = between(self.times.pushing, self.times.pausing) / 1e3;
+        let (precision, recall) = self.times.quality;
+        Report {
+            outcome,
+            reason: error.map(ToString::to_string),
+            mode: "pre-copy",
+            migration_id: self.config.migration.to_string(),
+            total_ms: ended.as_secs_f64() * 1e3,
+            downtime_ms: between(self.times.stopped, self.times.running),
+            downtime_limit_ms: self.config.downtime_limit.as_secs_f64() * 1e3,
+            downtime: self.downtime,
+            phases: PhaseTimes {
+                connect_ms: between(Some(Duration::ZERO), self.times.observing),
+                observe_ms: between(self.times.observing, self.times.pushing),
+                push_ms: between(self.times.pushing, self.times.pausing),
+            },
+            wire_bytes: self.wire_bytes,
+            wire: self.wire,
+            pages: self.pages,
+            passes: self.passes,
+            working_set: WorkingSetReport {
+                predictor: self.predictor.name(),
+                pages: self.times.held_at_pause,
+                precision,
+                recall,
+            },
+            bandwidth_bytes_per_s: self.rate.bytes_per_s(),
+            dirty_pages_per_s: (pushed_s > 0.0).then(|| self.written_while_pushing as f64 / pushed_s),
+            tracking: self.tracking,
+            verify: self.verify,
+        }
+    }
+
+    fn act(&mut self, action: Action) -> Action {
+        self.acting = true;
+        action
+    }
+
+    fn acted(&mut self) {
+        self.acting = false;
+    }
+
+    /// The cap, the measurement, or the lesser of both.
+    fn bandwidth(&self) -> Option<f64> {
+        let cap = self.config.bandwidth_cap_bytes_per_s.map(|cap| cap as f64);
+        match (cap, self.rate.bytes_per_s()) {
+            (Some(cap), Some(measured)) => Some(cap.min(measured)),
+            (cap, measured) => cap.or(measured),
+        }
+    }
+
+    fn in_flight_bytes(&self) -> u64 {
+        self.wire_bytes - self.confirmed_bytes
+    }
+
+    fn window_open(&self) -> bool {
+        let time = WINDOW_TIME + 2 * self.round_trip.unwrap_or_default();
+        let window = match self.bandwidth() {
+            Some(rate) => ((rate * time.as_secs_f64()) as u64).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES),
+            None => WINDOW_FIRST_BYTES,
+        };
+        self.in_flight_bytes() < window
+    }
+
+    fn chunk_pages(&self) -> u64 {
+        let bytes = self.bandwidth().map_or(0.0, |rate| rate * CHUNK_TIME.as_secs_f64()) as u64;
+        (bytes / PAGE_WIRE_BYTES).clamp(CHUNK_MIN_PAGES, MAX_PAGES_PER_FRAME)
+    }
+
+    fn count_sent(&mut self, now: Duration, bytes: u64) {
+        self.rate.busy(now, self.confirmed_bytes);
+        self.pacer.sent(now, bytes);
+        self.wire_bytes += bytes;
+        if self.times.stopped.is_some() {
+            self.wire.stop_bytes += bytes;
+        } else {
+            self.wire.push_bytes += bytes;
+        }
+    }
+
+    fn welcomed(&mut self, now: Duration, welcome: &Welcome) {
+        if !matches!(self.state, State::Greeting) {
+            let doing = self.doing();
+            return self.fail(now, SourceError::Unexpected { message: "welcome", doing });
+        }
+        if welcome.migration != self.config.migration || !(VERSION_MIN..=VERSION_MAX).contains(&welcome.version) {
+            return self.fail(now, SourceError::BadWelcome);
+        }
+        self.times.observing = Some(now);
+        self.next_scan = now;
+        // The first scan arms the tracking; the observation begins when it is done.
+        self.state = State::Observing { until: Duration::MAX };
+        self.ping(now);
+    }
+
+    fn ping(&mut self, now: Duration) {
+        if self.ping_sent.is_none() {
+            self.ping_sent = Some(now);
+            self.outbox.push_back(Message::Ping(self.tracking.scans));
+        }
+    }
+
+    /// The epoch's writes are complete: the predictor and the window learn them.
+    fn end_epoch(&mut self) {
+        let written: Vec<PageRun> = self.epoch_written.runs().collect();
+        self.last_epoch_pages = self.epoch_written.len();
+        self.epoch_written.clear();
+        self.predictor.observe(AddressSpaceId::WHOLE_GUEST, &written);
+        self.predictor.end_epoch();
+        let epochs = (self.config.observe.as_nanos() / self.config.epoch.as_nanos().max(1)).clamp(1, 64) as usize;
+        while self.window.len() >= epochs {
+            self.window.pop_front();
+        }
+        self.window.push_back(written);
+    }
+
+    fn observed(&mut self, now: Duration) {
+        self.next_scan = now + self.config.epoch;
+        self.ping(now);
+        if let State::Observing { until } = self.state
+            && now >= until
+        {
+            self.times.pushing = Some(now);
+            self.begin_pass(&self.rank());
+        }
+    }
+
+    fn rank(&self) -> Vec<RankedPage> {
+        let mut ranking = Vec::new();
+        self.predictor.rank(usize::MAX, &mut ranking);
+        ranking
+    }
+
+    fn begin_pass(&mut self, ranking: &[RankedPage]) {
+        let mut withheld = PageSet::empty(self.pending.capacity());
+        for ranked in ranking {
+            withheld.insert(ranked.page);
+        }
+        self.state = State::Pushing(Pass { cursor: 0, withheld, warm: None, pages: 0, ended: false });
+    }
+
+    /// Holds back the hottest of the pending pages, as many as the budget allows. Returns the others that are ranked
+    /// and pending, coldest last.
+    fn choose_held(&mut self, now: Duration, ranking: &[RankedPage]) -> Vec<PageNumber> {
+        let pending: Vec<&RankedPage> = ranking.iter().filter(|ranked| self.pending.contains(ranked.page)).collect();
+        let heat = |ranked: &RankedPage| ranked.heat.min(1.0);
+        let sent_heat = ranking.iter().map(heat).sum::<f64>() - pending.iter().map(|ranked| heat(ranked)).sum::<f64>();
+        let heats: Vec<f64> = pending.iter().map(|ranked| heat(ranked)).collect();
+        let (held, fresh) = self.facts(now).choose_held(&heats, sent_heat.max(0.0));
+        self.fresh_pages_per_epoch = if ranking.is_empty() { self.last_epoch_pages as f64 } else { fresh };
+        self.held.clear();
+        for ranked in &pending[..held] {
+            self.held.insert(ranked.page);
+        }
+        pending[held..].iter().map(|ranked| ranked.page).collect()
+    }
+
+    fn facts(&self, now: Duration) -> Facts {
+        let mut fixed = self.config.fixed;
+        fixed.time += self.round_trip.unwrap_or_default() * 2;
+        Facts {
+            pushing_for: now.saturating_sub(self.times.pushing.unwrap_or(now)),
+            passes: self.passes,
+            pending_pages: self.pending.len(),
+            unheld_pages: self.pending.len() - self.held.len(),
+            fresh_pages_per_epoch: self.fresh_pages_per_epoch as u64,
+            epoch: self.config.epoch,
+            in_flight_bytes: self.in_flight_bytes(),
+            bandwidth_bytes_per_s: self.bandwidth(),
+            fixed,
+            downtime_limit: self.config.downtime_limit,
+        }
+    }
+
+    fn push(&mut self, now: Duration) -> Option<Action> {
+        if now >= self.next_scan {
+            return Some(self.act(Action::Scan));
+        }
+        if !self.window_open() || now < self.pacer.next_at() {
+            return None;
+        }
+        let runs = self.next_chunk(now);
+        if runs.is_empty() {
+            let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
+            let scan_now = !pass.ended && pass.pages >= PASS_MIN_PAGES;
+            pass.ended = true;
+            return scan_now.then(|| self.act(Action::Scan));
+        }
+        Some(self.send_pages(runs, true))
+    }
+
+    /// The next pages of the pass, taken out of `pending` by [`Self::send_pages`].
+    fn next_chunk(&mut self, now: Duration) -> Vec<PageRun> {
+        let most = self.chunk_pages();
+        let mut runs: Vec<PageRun> = Vec::new();
+        let mut pages = 0;
+        let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
+        while pass.warm.is_none() && pages < most && runs.len() < MAX_RUNS_PER_ACTION {
+            match next_difference(&self.pending, &pass.withheld, pass.cursor, most - pages) {
+                Some(run) => {
+                    pass.cursor = run.end();
+                    pages += run.count;
+                    runs.push(run);
+                }
+                None if runs.is_empty() => break,
+                None => return runs,
+            }
+        }
+        if !runs.is_empty() {
+            return runs;
+        }
+        if pass.warm.is_none() {
+            let warm = self.choose_held(now, &self.rank());
+            let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
+            pass.warm = Some(warm);
+        }
+        let State::Pushing(Pass { warm: Some(warm), .. }) = &mut self.state else {
+            unreachable!("the warm pages were just chosen")
+        };
+        while pages < most && runs.len() < MAX_RUNS_PER_ACTION {
+            let Some(page) = warm.pop() else { break };
+            if self.pending.contains(page) {
+                pages += 1;
+                append_page(&mut runs, page);
+            }
+        }
+        runs
+    }
+
+    fn send_pages(&mut self, runs: Vec<PageRun>, rearm: bool) -> Action {
+        let mut pages = 0;
+        for page in runs.iter().flat_map(|run| run.pages()) {
+            let was_pending = self.pending.remove(page);
+            debug_assert!(was_pending, "{page:?} is sent without need");
+            self.held.remove(page);
+            pages += 1;
+            if !self.ever_sent.insert(page) {
+                self.pages.resent += 1;
+            }
+        }
+        if let State::Pushing(pass) = &mut self.state {
+            pass.pages += pages;
+        } else {
+            self.pages.stop += pages;
+        }
+        self.act(Action::SendPages { runs, rearm })
+    }
+
+    fn pushed_and_scanned(&mut self, now: Duration) {
+        self.written_while_pushing += self.epoch_written.len();
+        let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
+        // What was just written is tracked now and goes with the warm pages; without a predictor nothing would pick
+        // it up there.
+        if self.predictor.tracked_pages() > 0 {
+            pass.withheld.union_with(&self.epoch_written);
+        }
+        let ended = pass.ended;
+        self.end_epoch();
+        self.next_scan = now + self.config.epoch;
+        self.ping(now);
+        let decision = if ended {
+            self.passes += 1;
+            let ranking = self.rank();
+            self.choose_held(now, &ranking);
+            let decision = self.convergence.at_pass_end(&self.facts(now));
+            self.begin_pass(&ranking);
+            decision
+        } else {
+            self.convergence.at_scan(&self.facts(now))
+        };
+        match decision {
+            Decision::Push => {}
+            Decision::Pause => {
+                self.times.pausing = Some(now);
+                self.state = State::Pausing;
+            }
+            Decision::GiveUp => {
+                let error = self.not_converged(now);
+                self.fail(now, error);
+            }
+        }
+    }
+
+    fn not_converged(&self, now: Duration) -> SourceError {
+        let facts = self.facts(now);
+        SourceError::NotConverged {
+            passes: self.passes,
+            pending_pages: facts.pending_pages,
+            expected_ms: facts.expected_downtime().map_or(u64::MAX, |downtime| downtime.as_millis() as u64),
+            limit_ms: facts.downtime_limit.as_millis() as u64,
+            dirty_pages_per_s: (self.written_while_pushing as f64 / facts.pushing_for.as_secs_f64().max(1e-3)) as u64,
+            bandwidth_bytes_per_s: facts.bandwidth_bytes_per_s.unwrap_or(0.0) as u64,
+        }
+    }
+
+    /// How many of the held pages were written within the last window, and how many of the written ones were held.
+    fn judge_prediction(&mut self) {
+        let mut recent = PageSet::empty(self.pending.capacity());
+        for &run in self.window.iter().flatten() {
+            recent.insert_run(run);
+        }
+        let hits = self.held.pages().filter(|&page| recent.contains(page)).count() as f64;
+        let share = |of: u64| (of > 0).then(|| hits / of as f64);
+        self.times.quality = (share(self.held.len()), share(recent.len()));
+        self.times.held_at_pause = self.held.len();
+        self.pages.held = self.held.pages().filter(|&page| !self.ever_sent.contains(page)).count() as u64;
+        self.passes += 1;
+    }
+
+    fn stop_and_copy(&mut self, now: Duration, step: StopStep) -> Option<Action> {
+        match step {
+            StopStep::Scan | StopStep::ScanAgain => Some(self.act(Action::Scan)),
+            StopStep::Copy | StopStep::CopyAgain => self.copy(now, step),
+            StopStep::DeviceState => Some(self.act(Action::SendDeviceState)),
+            StopStep::Verify => Some(self.act(Action::SendDigests)),
+            StopStep::Load => None,
+        }
+    }
+
+    fn copy(&mut self, now: Duration, step: StopStep) -> Option<Action> {
+        if self.pending.is_empty() {
+            self.close_step(now, |downtime| &mut downtime.copy_ms);
+            let next = match step {
+                StopStep::Copy => StopStep::DeviceState,
+                _ if self.config.verify => StopStep::Verify,
+                _ => {
+                    self.ask_to_load(now);
+                    return self.poll_action(now);
+                }
+            };
+            self.state = State::StopAndCopy(next);
+            return self.poll_action(now);
+        }
+        if !self.window_open() || now < self.pacer.next_at() {
+            return None;
+        }
+        let most = self.chunk_pages();
+        let mut runs = Vec::new();
+        let (mut from, mut pages) = (0, 0);
+        while pages < most && runs.len() < MAX_RUNS_PER_ACTION {
+            let Some(run) = self.pending.next_run(PageNumber(from), most - pages) else { break };
+            from = run.end();
+            pages += run.count;
+            runs.push(run);
+        }
+        Some(self.send_pages(runs, false))
+    }
+
+    fn ask_to_load(&mut self, now: Duration) {
+        self.heard = now;
+        self.outbox.push_back(Message::Load { device_state_bytes: self.config.fixed.device_state_bytes });
+        self.state = State::StopAndCopy(StopStep::Load);
+    }
+
+    fn prepared(&mut self, now: Duration, prepared: &Prepared) {
+        self.close_step(now, |downtime| &mut downtime.load_ms);
+        self.prepared_load = Duration::from_micros(prepared.load_us);
+        if self.config.verify {
+            self.verify = Some(VerifyReport { pages: prepared.verified_pages, mismatched: prepared.mismatched_pages });
+            if prepared.mismatched_pages > 0 || prepared.verified_pages != self.pages.total {
+                let pages =
+                    prepared.mismatched_pages.max(self.pages.total - prepared.verified_pages.min(self.pages.total));
+                return self.fail(now, SourceError::Mismatch { pages, first: prepared.first_mismatch });
+            }
+        }
+        debug_assert!(self.pending.is_empty(), "{} pages left behind at the hand-over", self.pending.len());
+        self.outbox.push_back(Message::HandOver(self.config.migration));
+        self.handed_over = true;
+        self.state = State::HandedOver { since: now };
+        self.times.step = now;
+    }
+
+    /// Adds the time since the last step to its part of the downtime.
+    fn close_step(&mut self, now: Duration, part: impl FnOnce(&mut DowntimeReport) -> &mut f64) {
+        *part(&mut self.downtime) += now.saturating_sub(self.times.step).as_secs_f64() * 1e3;
+        self.times.step = now;
+    }
+
+    /// The latest moment at which the target must have been heard.
+    fn silence_deadline(&self) -> Option<Duration> {
+        let expected = match &self.state {
+            State::Greeting | State::StopAndCopy(StopStep::Load) => true,
+            State::Observing { .. } => self.ping_sent.is_some(),
+            State::Pushing(_) | State::StopAndCopy(_) => self.ping_sent.is_some() || !self.window_open(),
+            State::HandedOver { since } => return Some(*since + self.config.stall_timeout * RUNNING_PATIENCE),
+            State::Start | State::Pausing | State::Resuming { .. } | State::Ended { .. } => false,
+        };
+        expected.then(|| self.heard + self.config.stall_timeout)
+    }
+
+    fn check_silence(&mut self, now: Duration) {
+        if self.silence_deadline().is_some_and(|deadline| now >= deadline) {
+            let doing = self.doing();
+            let ms = now.saturating_sub(self.heard).as_millis() as u64;
+            self.fail(now, SourceError::Stalled { ms, doing });
+        }
+    }
+
+    /// Ends the migration for this reason. Before the hand-over the guest goes on here; after it, never.
+    fn fail(&mut self, now: Duration, error: SourceError) {
+        match self.state {
+            State::Ended { .. } | State::Resuming { .. } => {}
+            State::HandedOver { .. } => self.end(now, Some(error)),
+            State::Pausing | State::StopAndCopy(_) => {
+                self.tell_target(&error);
+                self.state = State::Resuming { error, failures: 0 };
+            }
+            State::Start | State::Greeting | State::Observing { .. } | State::Pushing(_) => {
+                self.tell_target(&error);
+                self.end(now, Some(error));
+            }
+        }
+    }
+
+    /// Puts the one message that is still worth sending into the outbox.
+    fn tell_target(&mut self, error: &SourceError) {
+        self.outbox.clear();
+        let fault = match error {
+            SourceError::Cancelled => Fault::User,
+            SourceError::Driver { .. } | SourceError::NotConverged { .. } => Fault::Sender,
+            SourceError::Unexpected { .. } | SourceError::BadWelcome | SourceError::Mismatch { .. } => Fault::Receiver,
+            SourceError::Aborted { .. } | SourceError::ConnectionLost { .. } | SourceError::Stalled { .. } => return,
+        };
+        self.outbox.push_back(Message::Abort(Abort { fault, text: error.to_string() }));
+    }
+
+    fn end(&mut self, now: Duration, error: Option<SourceError>) {
+        self.times.ended = Some(now);
+        self.state = State::Ended { error };
+    }
+}
+
+/// The lowest run of pages from `from` on that are in `set` and not in `without`, cut to at most `most` pages.
+fn next_difference(set: &PageSet, without: &PageSet, from: u64, most: u64) -> Option<PageRun> {
+    let mut from = from;
+    loop {
+        let run = set.next_run(PageNumber(from), most)?;
+        match without.next(run.first) {
+            Some(page) if page == run.first => {
+                // Skip the whole excluded run at once.
+                from = without.next_run(page, u64::MAX).map_or(run.end(), PageRun::end);
+            }
+            Some(page) if page.0 < run.end() => return Some(PageRun::new(run.first.0, page.0 - run.first.0)),
+            Some(_) | None => return Some(run),
+        }
+    }
+}
+
+/// Adds `page`, lengthening the last run where it fits.
+fn append_page(runs: &mut Vec<PageRun>, page: PageNumber) {
+    match runs.last_mut() {
+        Some(run) if run.end() == page.0 => run.count += 1,
+        Some(run) if run.first.0 == page.0 + 1 => *run = PageRun::new(page.0, run.count + 1),
+        Some(_) | None => runs.push(PageRun::new(page.0, 1)),
+    }
+}

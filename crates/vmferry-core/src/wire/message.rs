@@ -1,0 +1,450 @@
+//! The messages: what they hold, their limits, and how they become bytes.
+
+use super::codec::{Put, Reader};
+use super::{MAGIC, WireError};
+use crate::pages::{MAX_BLOCK_ID_BYTES, MAX_BLOCKS, PAGE_BYTES, PageRun, RamBlock, RamLayout};
+
+/// The most pages in one [`Message::Pages`].
+pub const MAX_PAGES_PER_FRAME: u64 = 256;
+/// The most runs in one [`Message::Zero`].
+pub const MAX_ZERO_RUNS_PER_FRAME: u64 = 4096;
+/// The most bytes in one [`Message::DeviceState`].
+pub const MAX_DEVICE_CHUNK_BYTES: usize = 256 * 1024;
+/// The most bytes of device state in a whole migration.
+pub const MAX_DEVICE_STATE_BYTES: u64 = 256 * 1024 * 1024;
+/// The most digests in one [`Message::Digests`].
+pub const MAX_DIGESTS_PER_FRAME: u64 = 65_536;
+/// The longest text in an [`Abort`]; a longer one is cut.
+pub const MAX_ABORT_TEXT_BYTES: usize = 2048;
+/// The longest machine type in a [`Hello`].
+const MAX_MACHINE_BYTES: usize = 255;
+
+mod kind {
+    pub(super) const HELLO: u8 = 1;
+    pub(super) const WELCOME: u8 = 2;
+    pub(super) const PAGES: u8 = 3;
+    pub(super) const ZERO: u8 = 4;
+    pub(super) const PAUSED: u8 = 5;
+    pub(super) const DEVICE_STATE: u8 = 6;
+    pub(super) const DIGESTS: u8 = 7;
+    pub(super) const LOAD: u8 = 8;
+    pub(super) const HAND_OVER: u8 = 9;
+    pub(super) const ABORT: u8 = 10;
+    pub(super) const PING: u8 = 11;
+    pub(super) const PONG: u8 = 12;
+    pub(super) const PROGRESS: u8 = 13;
+    pub(super) const PREPARED: u8 = 14;
+    pub(super) const RUNNING: u8 = 15;
+}
+
+/// Names one migration; drawn at random by the source.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MigrationId(pub [u8; 16]);
+
+impl std::fmt::Debug for MigrationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for MigrationId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The source's first message: who it is and what it wants to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The oldest protocol version that the source speaks.
+    pub version_min: u16,
+    /// The newest protocol version that the source speaks.
+    pub version_max: u16,
+    /// The migration's name.
+    pub migration: MigrationId,
+    /// The guest's RAM.
+    pub layout: RamLayout,
+    /// The VMM's machine type, which must be the same on the target.
+    pub machine: String,
+    /// The guest's processors, whose number must be the same on the target.
+    pub vcpus: u32,
+    /// Whether digests of all pages will be sent for comparison.
+    pub verify: bool,
+}
+
+/// The target's answer to a [`Hello`] that it accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Welcome {
+    /// The protocol version for the rest of the connection.
+    pub version: u16,
+    /// The migration's name, repeated.
+    pub migration: MigrationId,
+}
+
+/// The content of neighbouring pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pages<'a> {
+    /// Which pages; at most [`MAX_PAGES_PER_FRAME`].
+    pub run: PageRun,
+    /// Their content, [`PAGE_BYTES`] each.
+    pub data: &'a [u8],
+}
+
+/// Digests of neighbouring pages, see [`super::page_digest`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digests {
+    /// The first page's number.
+    pub first: u64,
+    /// A digest a page; 1 to [`MAX_DIGESTS_PER_FRAME`].
+    pub digests: Vec<u64>,
+}
+
+impl Digests {
+    /// The pages that the digests are of.
+    pub fn run(&self) -> PageRun {
+        PageRun::new(self.first, self.digests.len() as u64)
+    }
+}
+
+/// Who caused an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The sender of the message, or its VMM.
+    Sender,
+    /// The receiver of the message: it broke the protocol or offered what cannot be accepted.
+    Receiver,
+    /// The user, who cancelled.
+    User,
+}
+
+/// Ends a migration before the hand-over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Abort {
+    /// Who caused it.
+    pub fault: Fault,
+    /// What happened, for people; cut to [`MAX_ABORT_TEXT_BYTES`].
+    pub text: String,
+}
+
+/// The target has everything and could run the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prepared {
+    /// How many pages were compared by digest; 0 without verification.
+    pub verified_pages: u64,
+    /// How many of them differ.
+    pub mismatched_pages: u64,
+    /// The first that differs; meaningless if none does.
+    pub first_mismatch: u64,
+    /// How long loading the device state took, in µs.
+    pub load_us: u64,
+}
+
+/// Everything that one side can say to the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// Source: the beginning.
+    Hello(Hello),
+    /// Target: the hello is accepted.
+    Welcome(Welcome),
+    /// Source: content of pages.
+    Pages(Pages<'a>),
+    /// Source: these runs hold only zero bytes. At most [`MAX_ZERO_RUNS_PER_FRAME`].
+    Zero(Vec<PageRun>),
+    /// Source: the guest is paused; what follows is the stop phase.
+    Paused,
+    /// Source: the next piece of the VMM's device state, at most [`MAX_DEVICE_CHUNK_BYTES`].
+    DeviceState(&'a [u8]),
+    /// Source: digests to compare with.
+    Digests(Digests),
+    /// Source: all memory and device state is sent; load it.
+    Load {
+        /// The length of the whole device state.
+        device_state_bytes: u64,
+    },
+    /// Source: the guest is the target's from now on. After sending this the source never runs it again.
+    HandOver(MigrationId),
+    /// Either side, before the hand-over: the migration ends here.
+    Abort(Abort),
+    /// Source: answer with the same number.
+    Ping(u64),
+    /// Target: the answer to a ping.
+    Pong(u64),
+    /// Target: so many bytes of frames have been received and their content is in place.
+    Progress {
+        /// Counted from the connection's first byte.
+        bytes: u64,
+    },
+    /// Target: everything is loaded, the guest is paused and ready.
+    Prepared(Prepared),
+    /// Target: the guest runs here.
+    Running {
+        /// From the hand-over's arrival until the guest ran, in µs.
+        resume_us: u64,
+    },
+}
+
+impl<'a> Message<'a> {
+    /// The type byte of the message.
+    pub(super) fn kind(&self) -> u8 {
+        match self {
+            Message::Hello(_) => kind::HELLO,
+            Message::Welcome(_) => kind::WELCOME,
+            Message::Pages(_) => kind::PAGES,
+            Message::Zero(_) => kind::ZERO,
+            Message::Paused => kind::PAUSED,
+            Message::DeviceState(_) => kind::DEVICE_STATE,
+            Message::Digests(_) => kind::DIGESTS,
+            Message::Load { .. } => kind::LOAD,
+            Message::HandOver(_) => kind::HAND_OVER,
+            Message::Abort(_) => kind::ABORT,
+            Message::Ping(_) => kind::PING,
+            Message::Pong(_) => kind::PONG,
+            Message::Progress { .. } => kind::PROGRESS,
+            Message::Prepared(_) => kind::PREPARED,
+            Message::Running { .. } => kind::RUNNING,
+        }
+    }
+
+    /// The message without its borrow; `None` for those with bulk data, which only the source sends.
+    pub fn into_static(self) -> Option<Message<'static>> {
+        match self {
+            Message::Pages(_) | Message::DeviceState(_) => None,
+            Message::Hello(hello) => Some(Message::Hello(hello)),
+            Message::Welcome(welcome) => Some(Message::Welcome(welcome)),
+            Message::Zero(runs) => Some(Message::Zero(runs)),
+            Message::Paused => Some(Message::Paused),
+            Message::Digests(digests) => Some(Message::Digests(digests)),
+            Message::Load { device_state_bytes } => Some(Message::Load { device_state_bytes }),
+            Message::HandOver(migration) => Some(Message::HandOver(migration)),
+            Message::Abort(abort) => Some(Message::Abort(abort)),
+            Message::Ping(number) => Some(Message::Ping(number)),
+            Message::Pong(number) => Some(Message::Pong(number)),
+            Message::Progress { bytes } => Some(Message::Progress { bytes }),
+            Message::Prepared(prepared) => Some(Message::Prepared(prepared)),
+            Message::Running { resume_us } => Some(Message::Running { resume_us }),
+        }
+    }
+
+    /// A short name for logs and errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello(_) => "hello",
+            Message::Welcome(_) => "welcome",
+            Message::Pages(_) => "pages",
+            Message::Zero(_) => "zero",
+            Message::Paused => "paused",
+            Message::DeviceState(_) => "device-state",
+            Message::Digests(_) => "digests",
+            Message::Load { .. } => "load",
+            Message::HandOver(_) => "hand-over",
+            Message::Abort(_) => "abort",
+            Message::Ping(_) => "ping",
+            Message::Pong(_) => "pong",
+            Message::Progress { .. } => "progress",
+            Message::Prepared(_) => "prepared",
+            Message::Running { .. } => "running",
+        }
+    }
+
+    /// The bulk data that follow the fields on the wire without being copied.
+    pub(super) fn data(&self) -> &'a [u8] {
+        match self {
+            Message::Pages(pages) => pages.data,
+            Message::DeviceState(data) => data,
+            Message::Hello(_)
+            | Message::Welcome(_)
+            | Message::Zero(_)
+            | Message::Paused
+            | Message::Digests(_)
+            | Message::Load { .. }
+            | Message::HandOver(_)
+            | Message::Abort(_)
+            | Message::Ping(_)
+            | Message::Pong(_)
+            | Message::Progress { .. }
+            | Message::Prepared(_)
+            | Message::Running { .. } => &[],
+        }
+    }
+
+    /// Appends everything but [`Self::data`].
+    pub(super) fn encode_fields(&self, out: &mut Vec<u8>) {
+        match self {
+            Message::Hello(hello) => encode_hello(hello, out),
+            Message::Welcome(welcome) => {
+                out.extend_from_slice(&MAGIC);
+                out.put_u16(welcome.version);
+                out.extend_from_slice(&welcome.migration.0);
+            }
+            Message::Pages(pages) => {
+                let bytes = pages.run.count * PAGE_BYTES;
+                assert!(pages.data.len() as u64 == bytes, "{} bytes for {:?}", pages.data.len(), pages.run);
+                out.put_u64(pages.run.first.0);
+                out.put_u32(pages.run.count as u32);
+                out.put_u32(ENCODING_RAW);
+            }
+            Message::Zero(runs) => {
+                assert!(runs.len() as u64 <= MAX_ZERO_RUNS_PER_FRAME, "{} zero runs in one frame", runs.len());
+                out.put_u32(runs.len() as u32);
+                for run in runs {
+                    out.put_u64(run.first.0);
+                    out.put_u64(run.count);
+                }
+            }
+            Message::Paused | Message::DeviceState(_) => {}
+            Message::Digests(digests) => {
+                assert!(digests.digests.len() as u64 <= MAX_DIGESTS_PER_FRAME, "{} digests", digests.digests.len());
+                out.put_u64(digests.first);
+                out.put_u32(digests.digests.len() as u32);
+                digests.digests.iter().for_each(|&digest| out.put_u64(digest));
+            }
+            Message::Load { device_state_bytes } => out.put_u64(*device_state_bytes),
+            Message::HandOver(migration) => out.extend_from_slice(&migration.0),
+            Message::Abort(abort) => {
+                out.put_u8(match abort.fault {
+                    Fault::Sender => 0,
+                    Fault::Receiver => 1,
+                    Fault::User => 2,
+                });
+                out.put_text(&abort.text, MAX_ABORT_TEXT_BYTES);
+            }
+            Message::Ping(number) | Message::Pong(number) => out.put_u64(*number),
+            Message::Progress { bytes } => out.put_u64(*bytes),
+            Message::Prepared(prepared) => {
+                out.put_u64(prepared.verified_pages);
+                out.put_u64(prepared.mismatched_pages);
+                out.put_u64(prepared.first_mismatch);
+                out.put_u64(prepared.load_us);
+            }
+            Message::Running { resume_us } => out.put_u64(*resume_us),
+        }
+    }
+
+    /// Reads the message of type `kind`.
+    pub(super) fn decode(kind: u8, payload: &'a [u8]) -> Result<Self, WireError> {
+        let mut reader = Reader::new(payload);
+        let message = match kind {
+            kind::HELLO => Message::Hello(decode_hello(&mut reader)?),
+            kind::WELCOME => {
+                check_magic(&mut reader)?;
+                let version = reader.u16("version")?;
+                Message::Welcome(Welcome { version, migration: MigrationId(reader.id("migration id")?) })
+            }
+            kind::PAGES => Message::Pages(decode_pages(&mut reader)?),
+            kind::ZERO => {
+                let count = reader.count(MAX_ZERO_RUNS_PER_FRAME, "zero runs")?;
+                let mut runs = Vec::with_capacity(count);
+                for _ in 0..count {
+                    runs.push(PageRun::new(reader.u64("zero run")?, reader.u64("zero run")?));
+                }
+                Message::Zero(runs)
+            }
+            kind::PAUSED => Message::Paused,
+            kind::DEVICE_STATE => {
+                let data = reader.rest();
+                if data.len() > MAX_DEVICE_CHUNK_BYTES {
+                    let (value, most) = (data.len() as u64, MAX_DEVICE_CHUNK_BYTES as u64);
+                    return Err(WireError::TooMany { field: "device state", value, most });
+                }
+                Message::DeviceState(data)
+            }
+            kind::DIGESTS => {
+                let first = reader.u64("first page")?;
+                let count = reader.count(MAX_DIGESTS_PER_FRAME, "digests")?;
+                if count == 0 {
+                    return Err(WireError::BadValue { field: "digests", value: 0 });
+                }
+                let mut digests = Vec::with_capacity(count);
+                for _ in 0..count {
+                    digests.push(reader.u64("digest")?);
+                }
+                Message::Digests(Digests { first, digests })
+            }
+            kind::LOAD => Message::Load { device_state_bytes: reader.u64("device state bytes")? },
+            kind::HAND_OVER => Message::HandOver(MigrationId(reader.id("migration id")?)),
+            kind::ABORT => {
+                let fault = match reader.u8("fault")? {
+                    0 => Fault::Sender,
+                    1 => Fault::Receiver,
+                    2 => Fault::User,
+                    other => return Err(WireError::BadValue { field: "fault", value: u64::from(other) }),
+                };
+                Message::Abort(Abort { fault, text: reader.text(MAX_ABORT_TEXT_BYTES, "abort text")? })
+            }
+            kind::PING => Message::Ping(reader.u64("number")?),
+            kind::PONG => Message::Pong(reader.u64("number")?),
+            kind::PROGRESS => Message::Progress { bytes: reader.u64("bytes")? },
+            kind::PREPARED => Message::Prepared(Prepared {
+                verified_pages: reader.u64("verified pages")?,
+                mismatched_pages: reader.u64("mismatched pages")?,
+                first_mismatch: reader.u64("first mismatch")?,
+                load_us: reader.u64("load time")?,
+            }),
+            kind::RUNNING => Message::Running { resume_us: reader.u64("resume time")? },
+            _ => return Err(WireError::UnknownMessage { kind }),
+        };
+        reader.finish()?;
+        Ok(message)
+    }
+}
+
+/// Pages as they are. Other encodings come with later versions of the protocol.
+const ENCODING_RAW: u32 = 0;
+/// The bit of a hello's flags that announces digests.
+const FLAG_VERIFY: u16 = 1;
+
+fn encode_hello(hello: &Hello, out: &mut Vec<u8>) {
+    out.extend_from_slice(&MAGIC);
+    out.put_u16(hello.version_min);
+    out.put_u16(hello.version_max);
+    out.put_u32(PAGE_BYTES as u32);
+    out.extend_from_slice(&hello.migration.0);
+    out.put_u32(hello.vcpus);
+    out.put_u16(if hello.verify { FLAG_VERIFY } else { 0 });
+    out.put_text(&hello.machine, MAX_MACHINE_BYTES);
+    out.put_u32(hello.layout.blocks().len() as u32);
+    for block in hello.layout.blocks() {
+        out.put_text(&block.id, MAX_BLOCK_ID_BYTES);
+        out.put_u64(block.bytes);
+    }
+}
+
+fn decode_hello(reader: &mut Reader<'_>) -> Result<Hello, WireError> {
+    check_magic(reader)?;
+    let version_min = reader.u16("oldest version")?;
+    let version_max = reader.u16("newest version")?;
+    let page_bytes = reader.u32("page size")?;
+    if u64::from(page_bytes) != PAGE_BYTES {
+        return Err(WireError::BadValue { field: "page size", value: u64::from(page_bytes) });
+    }
+    let migration = MigrationId(reader.id("migration id")?);
+    let vcpus = reader.u32("processors")?;
+    let flags = reader.u16("flags")?;
+    if flags & !FLAG_VERIFY != 0 {
+        return Err(WireError::BadValue { field: "flags", value: u64::from(flags) });
+    }
+    let machine = reader.text(MAX_MACHINE_BYTES, "machine type")?;
+    let count = reader.count(MAX_BLOCKS as u64, "RAM blocks")?;
+    let mut blocks = Vec::with_capacity(count);
+    for _ in 0..count {
+        let id = reader.text(MAX_BLOCK_ID_BYTES, "RAM block name")?;
+        blocks.push(RamBlock { id, bytes: reader.u64("RAM block size")? });
+    }
+    let layout = RamLayout::new(blocks).map_err(WireError::Layout)?;
+    Ok(Hello { version_min, version_max, migration, layout, machine, vcpus, verify: flags & FLAG_VERIFY != 0 })
+}
+
+fn decode_pages<'a>(reader: &mut Reader<'a>) -> Result<Pages<'a>, WireError> {
+    let first = reader.u64("first page")?;
+    let count = reader.count(MAX_PAGES_PER_FRAME, "pages")? as u64;
+    let encoding = reader.u32("encoding")?;
+    if encoding != ENCODING_RAW {
+        return Err(WireError::BadValue { field: "encoding", value: u64::from(encoding) });
+    }
+    let data = reader.bytes((count * PAGE_BYTES) as usize, "page data")?;
+    Ok(Pages { run: PageRun::new(first, count), data })
+}
+
+fn check_magic(reader: &mut Reader<'_>) -> Result<(), WireError> {
+    if reader.bytes(MAGIC.len(), "magic")? == MAGIC { Ok(()) } else { Err(WireError::BadMagic) }
+}

@@ -1,0 +1,577 @@
+//! Whole migrations between both state machines, on a virtual clock and network, from a seed.
+//!
+//! After every step: at most one side runs the guest, and the guest's memory at the hand-over is the same on both. At
+//! the end the guest runs exactly where the outcome says. A failure prints its seed.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use vmferry_core::engine::{
+    Action, Apply, OutcomeKind, Report, SentPages, Source, SourceConfig, Target, TargetAction, TargetConfig,
+    TargetOutcome,
+};
+use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun, PageSet, RamBlock, RamLayout};
+use vmferry_core::plan::{FixedCosts, Patience};
+use vmferry_core::predict::{NoPrediction, Predictor, WorkingSetConfig, WorkingSetPredictor};
+use vmferry_core::wire::{
+    Digests, FrameReader, FrameWriter, HEADER_BYTES, Header, Message, MigrationId, Pages, page_digest,
+};
+
+const PAGES: u64 = 600;
+const STEP: Duration = Duration::from_micros(500);
+const LATENCY: Duration = Duration::from_micros(300);
+const DEVICE_STATE: &[u8] = b"registers and timers";
+
+/// SplitMix64 (Steele, Lea, Flood 2014): enough randomness for a test, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+/// What goes wrong, and at which frame or action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// This frame to the target, counted from 0, and everything after it is lost; nobody is told.
+    SilenceToTarget(u64),
+    /// The same on the way back.
+    SilenceToSource(u64),
+    /// The connection breaks at this frame to the target, and both sides notice.
+    Cut(u64),
+    /// One bit of this frame to the target is flipped.
+    Flip(u64),
+    /// This frame to the target is lost alone.
+    Drop(u64),
+    /// This frame to the target comes twice.
+    Repeat(u64),
+    /// The user cancels on the source before its action with this number.
+    Cancel(u64),
+    /// The source's driver fails at its action with this number.
+    SourceFails(u64),
+    /// The target's VMM refuses the device state.
+    LoadFails,
+    /// The target's VMM does not run the guest although it was handed over.
+    RunFails,
+}
+
+struct Guest {
+    hot_pages: u64,
+    writes_per_ms: u64,
+    /// Saving the device state writes guest memory.
+    save_writes: bool,
+}
+
+struct World {
+    random: Random,
+    fault: Fault,
+    now: Duration,
+    guest: Guest,
+    rate_bytes_per_s: f64,
+
+    source: Source,
+    source_memory: Vec<u8>,
+    source_runs: bool,
+    written: PageSet,
+    actions: u64,
+    memory_at_hand_over: Option<Vec<u8>>,
+
+    target: Target,
+    target_memory: Vec<u8>,
+    target_runs: bool,
+    device_state: Vec<u8>,
+
+    to_target: Wire,
+    to_source: Wire,
+}
+
+/// One direction of the connection.
+struct Wire {
+    writer: FrameWriter,
+    reader: FrameReader,
+    frames: VecDeque<(Duration, Vec<u8>)>,
+    free_at: Duration,
+    sent: u64,
+    silent: bool,
+    cut: bool,
+}
+
+impl Wire {
+    fn new() -> Self {
+        Self {
+            writer: FrameWriter::new(),
+            reader: FrameReader::new(),
+            frames: VecDeque::new(),
+            free_at: Duration::ZERO,
+            sent: 0,
+            silent: false,
+            cut: false,
+        }
+    }
+
+    /// Puts a message on its way; the bytes that it takes.
+    fn send(&mut self, now: Duration, rate: f64, message: &Message<'_>) -> u64 {
+        let mut frame = Vec::new();
+        self.writer.seal(message, &mut frame);
+        let bytes = frame.len() as u64;
+        self.free_at = self.free_at.max(now) + Duration::from_secs_f64(bytes as f64 / rate);
+        if !self.silent && !self.cut {
+            self.frames.push_back((self.free_at + LATENCY, frame));
+        }
+        self.sent += 1;
+        bytes
+    }
+
+    fn arrived(&mut self, now: Duration) -> Option<Vec<u8>> {
+        let (at, _) = self.frames.front()?;
+        if *at > now {
+            return None;
+        }
+        self.frames.pop_front().map(|(_, frame)| frame)
+    }
+}
+
+fn open<'a>(reader: &mut FrameReader, frame: &'a [u8]) -> Result<Message<'a>, String> {
+    let header = Header::parse(frame.first_chunk().unwrap()).map_err(|error| error.to_string())?;
+    reader.open(header, &frame[HEADER_BYTES..]).map_err(|error| error.to_string())
+}
+
+fn layout() -> RamLayout {
+    RamLayout::new(vec![
+        RamBlock { id: "low".into(), bytes: 100 * PAGE_BYTES },
+        RamBlock { id: "high".into(), bytes: (PAGES - 100) * PAGE_BYTES },
+    ])
+    .unwrap()
+}
+
+impl World {
+    fn new(seed: u64, guest: Guest, rate_bytes_per_s: f64, fault: Fault, predict: bool) -> Self {
+        let mut random = Random(seed);
+        let bytes = (PAGES * PAGE_BYTES) as usize;
+        let mut source_memory = vec![0; bytes];
+        for page in source_memory.chunks_mut(PAGE_BYTES as usize).step_by(2) {
+            page[..8].copy_from_slice(&random.next().to_le_bytes());
+        }
+        // The target's memory is not fresh: whatever is there must be overwritten.
+        let target_memory = (0..bytes).map(|i| (i % 251) as u8).collect();
+        let predictor: Box<dyn Predictor> = if predict {
+            Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(PAGES)))
+        } else {
+            Box::new(NoPrediction)
+        };
+        let config = SourceConfig {
+            migration: MigrationId([seed as u8; 16]),
+            layout: layout(),
+            machine: "test".into(),
+            vcpus: 1,
+            downtime_limit: Duration::from_millis(60),
+            bandwidth_cap_bytes_per_s: None,
+            epoch: Duration::from_millis(10),
+            observe: if predict { Duration::from_millis(50) } else { Duration::ZERO },
+            verify: random.below(2) == 0,
+            stall_timeout: Duration::from_millis(400),
+            patience: Patience { passes: 5, time: Duration::from_millis(500) },
+            fixed: FixedCosts { time: Duration::from_millis(3), device_state_bytes: 100 },
+        };
+        let target = TargetConfig {
+            layout: layout(),
+            machine: "test".into(),
+            vcpus: 1,
+            stall_timeout: Duration::from_millis(400),
+        };
+        Self {
+            random,
+            fault,
+            now: Duration::ZERO,
+            guest,
+            rate_bytes_per_s,
+            source: Source::new(config, predictor),
+            source_memory,
+            source_runs: true,
+            written: PageSet::full(PAGES),
+            actions: 0,
+            memory_at_hand_over: None,
+            target: Target::new(target),
+            target_memory,
+            target_runs: false,
+            device_state: Vec::new(),
+            to_target: Wire::new(),
+            to_source: Wire::new(),
+        }
+    }
+
+    fn write_page(&mut self, page: u64) {
+        let value = self.random.next();
+        let at = (page * PAGE_BYTES + 8 * self.random.below(PAGE_BYTES / 8)) as usize;
+        self.source_memory[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        if self.random.below(8) == 0 {
+            // Sometimes a page becomes zero again.
+            self.source_memory[(page * PAGE_BYTES) as usize..][..PAGE_BYTES as usize].fill(0);
+        }
+        self.written.insert(PageNumber(page));
+    }
+
+    fn run_guest(&mut self) {
+        if self.source_runs {
+            for _ in 0..self.guest.writes_per_ms * STEP.as_micros() as u64 / 1000 {
+                let hot = self.random.below(20) != 0;
+                let page = self.random.below(if hot { self.guest.hot_pages } else { PAGES });
+                self.write_page((page * 7) % PAGES);
+            }
+        }
+    }
+
+    fn send_to_target(&mut self, message: &Message<'_>) -> u64 {
+        let frame = self.to_target.sent;
+        match self.fault {
+            Fault::SilenceToTarget(at) if frame >= at => self.to_target.silent = true,
+            Fault::Cut(at) if frame >= at => {
+                self.to_target.cut = true;
+                self.to_source.cut = true;
+            }
+            _ => {}
+        }
+        let bytes = self.to_target.send(self.now, self.rate_bytes_per_s, message);
+        match self.fault {
+            Fault::Flip(at) if frame == at => {
+                if let Some((_, bytes)) = self.to_target.frames.back_mut() {
+                    let index = self.random.below(bytes.len() as u64) as usize;
+                    bytes[index] ^= 1;
+                }
+            }
+            Fault::Drop(at) if frame == at => drop(self.to_target.frames.pop_back()),
+            Fault::Repeat(at) if frame == at => {
+                let again = self.to_target.frames.back().cloned();
+                self.to_target.frames.extend(again);
+            }
+            _ => {}
+        }
+        bytes
+    }
+
+    fn scan(&mut self) -> Vec<PageRun> {
+        let runs = self.written.runs().collect();
+        self.written.clear();
+        runs
+    }
+
+    fn send_pages(&mut self, runs: &[PageRun], rearm: bool) -> SentPages {
+        let mut sent = SentPages::default();
+        let mut zero = Vec::new();
+        for page in runs.iter().flat_map(|run| run.pages()) {
+            let run = PageRun::new(page.0, 1);
+            if rearm && self.written.remove(page) {
+                sent.written.push(run);
+            }
+            let at = (page.0 * PAGE_BYTES) as usize;
+            let content = self.source_memory[at..at + PAGE_BYTES as usize].to_vec();
+            if content.iter().all(|&byte| byte == 0) {
+                zero.push(run);
+            } else {
+                sent.raw_bytes += self.send_to_target(&Message::Pages(Pages { run, data: &content }));
+                sent.raw_pages += 1;
+            }
+        }
+        if !zero.is_empty() {
+            sent.zero_pages = zero.len() as u64;
+            sent.zero_bytes = self.send_to_target(&Message::Zero(zero));
+        }
+        sent
+    }
+
+    fn drive_source(&mut self) -> bool {
+        for _ in 0..100 {
+            if self.fault == Fault::Cancel(self.actions) {
+                self.source.handle_cancel(self.now);
+            }
+            let Some(action) = self.source.poll_action(self.now) else { return false };
+            self.actions += 1;
+            if self.fault == Fault::SourceFails(self.actions) && action != Action::End {
+                self.source.handle_failure(self.now, "the driver failed".into());
+                continue;
+            }
+            match action {
+                Action::Send(message) => {
+                    if matches!(message, Message::HandOver(_)) {
+                        assert!(!self.source_runs, "handed over while running");
+                        self.memory_at_hand_over = Some(self.source_memory.clone());
+                    }
+                    let bytes = self.send_to_target(&message);
+                    self.source.handle_message_sent(self.now, bytes);
+                }
+                Action::Scan => {
+                    let runs = self.scan();
+                    self.source.handle_scan(self.now, Duration::from_micros(50), &runs);
+                }
+                Action::SendPages { runs, rearm } => {
+                    let sent = self.send_pages(&runs, rearm);
+                    self.source.handle_pages_sent(self.now, &sent);
+                }
+                Action::Pause => {
+                    self.run_guest();
+                    self.source_runs = false;
+                    self.source.handle_paused(self.now, self.now);
+                }
+                Action::SendDeviceState => {
+                    if self.guest.save_writes {
+                        let page = self.random.below(PAGES);
+                        self.write_page(page);
+                    }
+                    let bytes = self.send_to_target(&Message::DeviceState(DEVICE_STATE));
+                    self.source.handle_device_state_sent(self.now, DEVICE_STATE.len() as u64, bytes);
+                }
+                Action::SendDigests => {
+                    let digests = self.source_memory.chunks(PAGE_BYTES as usize).map(page_digest).collect();
+                    let bytes = self.send_to_target(&Message::Digests(Digests { first: 0, digests }));
+                    self.source.handle_digests_sent(self.now, bytes);
+                }
+                Action::Resume => {
+                    assert!(!self.source.handed_over(), "resumed after the hand-over");
+                    self.source_runs = true;
+                    self.source.handle_resumed(self.now);
+                }
+                Action::End => return true,
+            }
+            self.check_one_runs();
+        }
+        panic!("the source never rests");
+    }
+
+    fn apply(&mut self, apply: Apply, message: &Message<'_>) -> Vec<u64> {
+        let range = |run: PageRun| (run.first.0 * PAGE_BYTES) as usize..(run.end() * PAGE_BYTES) as usize;
+        match (apply, message) {
+            (Apply::WritePages(run), Message::Pages(pages)) => {
+                self.target_memory[range(run)].copy_from_slice(pages.data);
+            }
+            (Apply::ZeroPages, Message::Zero(runs)) => {
+                runs.iter().for_each(|&run| self.target_memory[range(run)].fill(0));
+            }
+            (Apply::KeepDeviceState, Message::DeviceState(piece)) => self.device_state.extend_from_slice(piece),
+            (Apply::Compare(run), Message::Digests(digests)) => {
+                let found = self.target_memory[range(run)].chunks(PAGE_BYTES as usize).map(page_digest);
+                let differs = found.zip(&digests.digests).enumerate().filter(|(_, (found, sent))| found != *sent);
+                return differs.map(|(index, _)| run.first.0 + index as u64).collect();
+            }
+            (Apply::Nothing, _) => {}
+            (apply, message) => panic!("{apply:?} for {}", message.name()),
+        }
+        Vec::new()
+    }
+
+    fn drive_target(&mut self) -> bool {
+        while let Some(frame) = self.to_target.arrived(self.now) {
+            let mut reader = std::mem::take(&mut self.to_target.reader);
+            match open(&mut reader, &frame) {
+                Ok(message) => {
+                    let apply = self.target.handle_message(self.now, &message, frame.len() as u64);
+                    let mismatched = self.apply(apply, &message);
+                    self.target.handle_applied(apply, &mismatched);
+                }
+                Err(error) => self.target.handle_failure(error),
+            }
+            self.to_target.reader = reader;
+        }
+        if self.to_target.cut && self.to_target.frames.is_empty() {
+            self.target.handle_connection_lost();
+        }
+        for _ in 0..100 {
+            match self.target.poll_action(self.now) {
+                None => return false,
+                Some(TargetAction::Send(message)) => {
+                    if let Fault::SilenceToSource(at) = self.fault
+                        && self.to_source.sent >= at
+                    {
+                        self.to_source.silent = true;
+                    }
+                    self.to_source.send(self.now, self.rate_bytes_per_s, &message);
+                }
+                Some(TargetAction::Load) => {
+                    if self.fault == Fault::LoadFails {
+                        self.target.handle_failure("the VMM refused the device state".into());
+                    } else {
+                        assert_eq!(self.device_state, DEVICE_STATE);
+                        self.target.handle_loaded(self.now);
+                    }
+                }
+                Some(TargetAction::Run) => {
+                    let memory = self.memory_at_hand_over.as_ref().expect("run without a hand-over");
+                    assert!(*memory == self.target_memory, "the memories differ at the hand-over");
+                    if self.fault == Fault::RunFails {
+                        self.target.handle_failure("the VMM does not run".into());
+                    } else {
+                        self.target_runs = true;
+                        self.target.handle_running(self.now);
+                    }
+                }
+                Some(TargetAction::End) => return true,
+            }
+            self.check_one_runs();
+        }
+        panic!("the target never rests");
+    }
+
+    fn hear_target(&mut self) {
+        while let Some(frame) = self.to_source.arrived(self.now) {
+            let message = open(&mut self.to_source.reader, &frame).expect("the way back is clean");
+            self.source.handle_message(self.now, &message);
+        }
+        if self.to_source.cut && self.to_source.frames.is_empty() {
+            self.source.handle_connection_lost(self.now);
+        }
+    }
+
+    fn check_one_runs(&self) {
+        assert!(!(self.source_runs && self.target_runs), "the guest runs on both sides");
+        assert!(!self.target_runs || self.source.handed_over(), "the target runs without a hand-over");
+    }
+
+    /// One step of everything; whether both sides have ended.
+    fn step(&mut self) -> bool {
+        self.run_guest();
+        self.hear_target();
+        let source_ended = self.drive_source();
+        let target_ended = self.drive_target();
+        self.now += STEP;
+        source_ended && (target_ended || self.target.poll_timeout().is_none())
+    }
+
+    /// Runs until both sides have ended, and checks that the guest is where it should be.
+    fn migrate(mut self) -> (Report, Option<TargetOutcome>) {
+        let fault = self.fault;
+        let steps = (0..200_000).take_while(|_| !self.step()).count();
+        assert!(self.source.ended(), "not ended after {steps} steps: {}", self.source.doing());
+        let report = self.source.report(self.now);
+        match report.outcome {
+            OutcomeKind::Completed => {
+                assert!(self.target_runs && !self.source_runs);
+                assert_eq!(self.target.outcome(), Some(&TargetOutcome::Running));
+                assert_eq!(report.pages.sent + report.pages.zero - report.pages.resent, PAGES);
+                if let Some(verify) = report.verify {
+                    assert_eq!((verify.pages, verify.mismatched), (PAGES, 0));
+                }
+            }
+            OutcomeKind::InDoubt => assert!(!self.source_runs, "in doubt, the source must stay quiet"),
+            OutcomeKind::Cancelled | OutcomeKind::NotConverged | OutcomeKind::Failed => {
+                assert!(self.source_runs, "{fault:?}: not handed over, so the source must run: {report:?}");
+                assert!(!self.target_runs);
+            }
+        }
+        (report, self.target.outcome().cloned())
+    }
+}
+
+fn calm() -> Guest {
+    Guest { hot_pages: 30, writes_per_ms: 10, save_writes: true }
+}
+
+/// A guest picked by the seed; all converge on the link of 20 MB/s.
+fn guest(random: &mut Random) -> Guest {
+    Guest { hot_pages: 1 + random.below(120), writes_per_ms: random.below(12), save_writes: random.below(2) == 0 }
+}
+
+#[test]
+fn undisturbed_migrations_complete_with_equal_memory() {
+    for seed in 0..60 {
+        let guest = guest(&mut Random(seed + 1000));
+        let (report, _) = World::new(seed, guest, 20e6, Fault::None, seed % 3 != 0).migrate();
+        assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}: {report:#?}");
+    }
+}
+
+#[test]
+fn every_fault_at_every_moment_leaves_one_guest() {
+    let mut outcomes = [0_u32; 5];
+    for seed in 0..1000 {
+        let mut random = Random(seed + 5000);
+        let guest = guest(&mut random);
+        // The first frames matter as much as the many in the middle.
+        let at = random.below(if seed % 2 == 0 { 60 } else { 1500 });
+        let fault = match random.below(10) {
+            0 => Fault::SilenceToTarget(at),
+            1 => Fault::SilenceToSource(at / 2),
+            2 => Fault::Cut(at),
+            3 => Fault::Flip(at),
+            4 => Fault::Drop(at),
+            5 => Fault::Repeat(at),
+            6 => Fault::Cancel(at / 4),
+            7 => Fault::SourceFails(at / 4),
+            8 => Fault::LoadFails,
+            _ => Fault::RunFails,
+        };
+        let result = std::panic::catch_unwind(|| World::new(seed, guest, 20e6, fault, true).migrate());
+        let (report, _) = result.unwrap_or_else(|_| panic!("seed {seed}, fault {fault:?}"));
+        outcomes[report.outcome as usize] += 1;
+    }
+    // The test is worth something only if the faults reach all kinds of ends.
+    for (kind, least) in [
+        (OutcomeKind::Completed, 50),
+        (OutcomeKind::Cancelled, 20),
+        (OutcomeKind::Failed, 200),
+        (OutcomeKind::InDoubt, 20),
+    ] {
+        assert!(outcomes[kind as usize] >= least, "{outcomes:?}");
+    }
+}
+
+/// Each frame from the target matters near the hand-over: lose everything from each of the last ones on.
+#[test]
+fn a_lost_answer_is_in_doubt_and_never_two_guests() {
+    let mut world = World::new(77, calm(), 20e6, Fault::None, true);
+    while !world.step() {}
+    let frames = world.to_source.sent;
+    let mut in_doubt = 0;
+    for lost in frames.saturating_sub(6)..=frames {
+        let (report, target) = World::new(77, calm(), 20e6, Fault::SilenceToSource(lost), true).migrate();
+        if report.outcome == OutcomeKind::InDoubt {
+            in_doubt += 1;
+            assert_eq!(target, Some(TargetOutcome::Running), "the hand-over arrived, only the answer was lost");
+        }
+    }
+    assert_eq!(in_doubt, 1, "exactly the loss of the last frame leaves doubt");
+}
+
+#[test]
+fn a_storm_that_never_fits_leaves_the_guest_running_and_says_why() {
+    let storm = Guest { hot_pages: PAGES, writes_per_ms: 200, save_writes: false };
+    let (report, target) = World::new(5, storm, 5e6, Fault::None, true).migrate();
+    assert_eq!(report.outcome, OutcomeKind::NotConverged);
+    assert!(report.reason.unwrap().contains("--downtime-limit"));
+    assert!(matches!(target, Some(TargetOutcome::Failed { handed_over: false, loaded: false, .. })));
+}
+
+/// The point of it all: holding the working set back sends fewer bytes than plain pre-copy on the same guest.
+#[test]
+fn holding_the_working_set_back_saves_resends() {
+    let guest = || Guest { hot_pages: 30, writes_per_ms: 4, save_writes: false };
+    let (with, _) = World::new(9, guest(), 5e6, Fault::None, true).migrate();
+    let (without, _) = World::new(9, guest(), 5e6, Fault::None, false).migrate();
+    assert_eq!((with.outcome, without.outcome), (OutcomeKind::Completed, OutcomeKind::Completed));
+    assert!(with.pages.resent < without.pages.resent, "{} resent, {} without", with.pages.resent, without.pages.resent);
+    assert!(with.working_set.precision.unwrap() > 0.8, "{:?}", with.working_set);
+    assert!(with.downtime_ms <= with.downtime_limit_ms, "{with:#?}");
+}
+
+#[test]
+fn a_target_that_differs_refuses_at_once() {
+    let mut world = World::new(1, calm(), 20e6, Fault::None, true);
+    world.target = Target::new(TargetConfig {
+        layout: RamLayout::new(vec![RamBlock { id: "low".into(), bytes: PAGE_BYTES }]).unwrap(),
+        machine: "test".into(),
+        vcpus: 1,
+        stall_timeout: Duration::from_millis(400),
+    });
+    let (report, _) = world.migrate();
+    assert_eq!(report.outcome, OutcomeKind::Failed);
+    assert!(report.reason.unwrap().contains("the RAM is"), "says what differs");
+    assert_eq!(report.pages.sent, 0);
+}
