@@ -1,4 +1,32 @@
 //! The Linux side of vmferry: everything that touches a process, a file, a socket or the clock.
+//!
+//! - [`migrate`] and [`receive`] drive the state machines of `vmferry-core` over a TCP connection.
+//! - [`QemuSource`] and [`QemuTarget`] are a stock QEMU as either side; [`EmbeddedSource`] and [`EmbeddedTarget`] a
+//!   child process of our own, for demonstrations and tests.
+//! - [`track`] finds the pages that another process wrote; [`qmp`] and [`qemu`] speak with QEMU.
 
+mod attached;
+mod cancel;
+mod channel;
+mod embedded;
+mod guard;
+mod link;
+mod memory;
+pub mod qemu;
 pub mod qmp;
+mod source;
+mod target;
 pub mod track;
+mod vmm;
+
+pub use attached::{QemuSource, QemuTarget};
+pub use cancel::Cancel;
+pub use embedded::{
+    EmbeddedError, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, SelfCheck, pages_in, run_guest,
+};
+pub use guard::{GuardProgram, run_guard};
+pub use link::LinkError;
+pub use memory::{GuestMemory, MemoryError};
+pub use source::{MigrateOptions, PredictorKind, Progress, migrate};
+pub use target::{TargetReport, receive};
+pub use vmm::{Machine, SourceVmm, TargetVmm, VmmError, describe};

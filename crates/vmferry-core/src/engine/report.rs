@@ -130,9 +130,11 @@ pub struct WorkingSetReport {
     pub predictor: &'static str,
     /// Pages that were held back when the guest was paused.
     pub pages: u64,
-    /// Share of these that were written within the last window (as long as the observation) before the pause.
+    /// Share of these that were written between the beginning of the push and the pause: sending them at once would
+    /// have been in vain.
     pub precision: Option<f64>,
-    /// Share of the pages written in that window that were held back.
+    /// Share of the pages written within the last window before the pause, as long as the observation, that were held
+    /// back.
     pub recall: Option<f64>,
 }
 

@@ -215,14 +215,12 @@ enum StopStep {
     Load,
 }
 
-/// One pass over what is pending. Pages never seen written go first, in address order; then the tracked ones that are
-/// not held back, coldest first.
+/// One pass over what is pending. Pages never seen written go first, in address order; then the others that are not
+/// held back, coldest first.
 #[derive(Debug)]
 struct Pass {
     cursor: u64,
-    /// Pages left out of the address-ordered part: tracked at its beginning, or written since.
-    withheld: PageSet,
-    /// The tracked pages to send, coldest last; `None` until the first part is done.
+    /// The pages seen written that are to be sent, coldest last; `None` until the first part is done.
     warm: Option<Vec<PageNumber>>,
     pages: u64,
     ended: bool,
@@ -248,6 +246,10 @@ pub struct Source {
     ever_sent: PageSet,
     /// Pages written in the current epoch as far as known.
     epoch_written: PageSet,
+    /// Pages that were written since the observation began, as far as the predictor may know them.
+    seen: PageSet,
+    /// Pages written since the push began.
+    written_in_push: PageSet,
     /// The writes of the last epochs, as many as the observation has.
     window: VecDeque<Vec<PageRun>>,
     next_scan: Duration,
@@ -259,6 +261,8 @@ pub struct Source {
     round_trip: Option<Duration>,
     ping_sent: Option<Duration>,
     wire_bytes: u64,
+    /// `wire_bytes` when the last page had left.
+    page_bytes_end: u64,
     confirmed_bytes: u64,
     heard: Duration,
     /// Pages expected to be written per epoch beside the held ones.
@@ -304,6 +308,8 @@ impl Source {
             held: PageSet::empty(total),
             ever_sent: PageSet::empty(total),
             epoch_written: PageSet::empty(total),
+            seen: PageSet::empty(total),
+            written_in_push: PageSet::empty(total),
             window: VecDeque::new(),
             next_scan: Duration::ZERO,
             last_epoch_pages: 0,
@@ -313,6 +319,7 @@ impl Source {
             round_trip: None,
             ping_sent: None,
             wire_bytes: 0,
+            page_bytes_end: 0,
             confirmed_bytes: 0,
             heard: Duration::ZERO,
             fresh_pages_per_epoch: 0.0,
@@ -393,7 +400,8 @@ impl Source {
             Message::Welcome(welcome) => self.welcomed(now, welcome),
             Message::Progress { bytes } if *bytes <= self.wire_bytes && *bytes >= self.confirmed_bytes => {
                 self.confirmed_bytes = *bytes;
-                self.rate.delivered(now, *bytes, *bytes == self.wire_bytes);
+                let round_trip = self.round_trip.unwrap_or_default();
+                self.rate.delivered(now, *bytes, *bytes >= self.page_bytes_end, round_trip);
             }
             Message::Pong(_) => {
                 if let Some(sent) = self.ping_sent.take() {
@@ -460,6 +468,7 @@ impl Source {
             State::Pushing(_) => self.pushed_and_scanned(now),
             State::StopAndCopy(step @ StopStep::Scan) => {
                 *step = StopStep::Copy;
+                self.written_in_push.union_with(&self.epoch_written);
                 self.end_epoch();
                 self.judge_prediction();
                 self.outbox.push_back(Message::Paused);
@@ -489,7 +498,10 @@ impl Source {
         for &run in &sent.written {
             self.epoch_written.insert_run(run);
         }
+        // Only pages measure the path: control messages are too small, and no confirmation follows them.
+        self.rate.busy(now, self.confirmed_bytes);
         self.count_sent(now, sent.raw_bytes + sent.zero_bytes);
+        self.page_bytes_end = self.wire_bytes;
     }
 
     /// The guest stands still since `stopped_at`.
@@ -712,7 +724,6 @@ impl Source {
     }
 
     fn count_sent(&mut self, now: Duration, bytes: u64) {
-        self.rate.busy(now, self.confirmed_bytes);
         self.pacer.sent(now, bytes);
         self.wire_bytes += bytes;
         if self.times.stopped.is_some() {
@@ -751,6 +762,12 @@ impl Source {
         self.epoch_written.clear();
         self.predictor.observe(AddressSpaceId::WHOLE_GUEST, &written);
         self.predictor.end_epoch();
+        // Without a predictor all pages are alike.
+        if self.predictor.tracked_pages() > 0 {
+            for &run in &written {
+                self.seen.insert_run(run);
+            }
+        }
         let epochs = (self.config.observe.as_nanos() / self.config.epoch.as_nanos().max(1)).clamp(1, 64) as usize;
         while self.window.len() >= epochs {
             self.window.pop_front();
@@ -765,38 +782,30 @@ impl Source {
             && now >= until
         {
             self.times.pushing = Some(now);
-            self.begin_pass(&self.rank());
+            self.begin_pass();
         }
     }
 
-    fn rank(&self) -> Vec<RankedPage> {
-        let mut ranking = Vec::new();
-        self.predictor.rank(usize::MAX, &mut ranking);
-        ranking
+    fn begin_pass(&mut self) {
+        self.state = State::Pushing(Pass { cursor: 0, warm: None, pages: 0, ended: false });
     }
 
-    fn begin_pass(&mut self, ranking: &[RankedPage]) {
-        let mut withheld = PageSet::empty(self.pending.capacity());
-        for ranked in ranking {
-            withheld.insert(ranked.page);
-        }
-        self.state = State::Pushing(Pass { cursor: 0, withheld, warm: None, pages: 0, ended: false });
-    }
-
-    /// Holds back the hottest of the pending pages, as many as the budget allows. Returns the others that are ranked
-    /// and pending, coldest last.
-    fn choose_held(&mut self, now: Duration, ranking: &[RankedPage]) -> Vec<PageNumber> {
-        let pending: Vec<&RankedPage> = ranking.iter().filter(|ranked| self.pending.contains(ranked.page)).collect();
-        let heat = |ranked: &RankedPage| ranked.heat.min(1.0);
-        let sent_heat = ranking.iter().map(heat).sum::<f64>() - pending.iter().map(|ranked| heat(ranked)).sum::<f64>();
-        let heats: Vec<f64> = pending.iter().map(|ranked| heat(ranked)).collect();
-        let (held, fresh) = self.facts(now).choose_held(&heats, sent_heat.max(0.0));
-        self.fresh_pages_per_epoch = if ranking.is_empty() { self.last_epoch_pages as f64 } else { fresh };
+    /// Holds back the hottest of the pending pages, as many as the budget allows. Returns the others that were seen
+    /// written and are pending, coldest last.
+    fn choose_held(&mut self, now: Duration) -> Vec<PageNumber> {
+        let seen = self.pending.pages().filter(|&page| self.seen.contains(page));
+        let mut ranking: Vec<RankedPage> =
+            seen.map(|page| RankedPage { page, heat: self.predictor.heat(page).min(1.0) }).collect();
+        ranking.sort_unstable_by(|a, b| b.heat.total_cmp(&a.heat).then(a.page.cmp(&b.page)));
+        let heats: Vec<f64> = ranking.iter().map(|ranked| ranked.heat).collect();
+        let sent_heat = (self.predictor.total_heat() - heats.iter().sum::<f64>()).max(0.0);
+        let (held, fresh) = self.facts(now).choose_held(&heats, sent_heat);
+        self.fresh_pages_per_epoch = if self.seen.is_empty() { self.last_epoch_pages as f64 } else { fresh };
         self.held.clear();
-        for ranked in &pending[..held] {
+        for ranked in &ranking[..held] {
             self.held.insert(ranked.page);
         }
-        pending[held..].iter().map(|ranked| ranked.page).collect()
+        ranking[held..].iter().map(|ranked| ranked.page).collect()
     }
 
     fn facts(&self, now: Duration) -> Facts {
@@ -840,7 +849,7 @@ impl Source {
         let mut pages = 0;
         let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
         while pass.warm.is_none() && pages < most && runs.len() < MAX_RUNS_PER_ACTION {
-            match next_difference(&self.pending, &pass.withheld, pass.cursor, most - pages) {
+            match next_difference(&self.pending, &self.seen, pass.cursor, most - pages) {
                 Some(run) => {
                     pass.cursor = run.end();
                     pages += run.count;
@@ -854,7 +863,7 @@ impl Source {
             return runs;
         }
         if pass.warm.is_none() {
-            let warm = self.choose_held(now, &self.rank());
+            let warm = self.choose_held(now);
             let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
             pass.warm = Some(warm);
         }
@@ -892,22 +901,17 @@ impl Source {
 
     fn pushed_and_scanned(&mut self, now: Duration) {
         self.written_while_pushing += self.epoch_written.len();
-        let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
-        // What was just written is tracked now and goes with the warm pages; without a predictor nothing would pick
-        // it up there.
-        if self.predictor.tracked_pages() > 0 {
-            pass.withheld.union_with(&self.epoch_written);
-        }
+        self.written_in_push.union_with(&self.epoch_written);
+        let State::Pushing(pass) = &self.state else { unreachable!("only called while pushing") };
         let ended = pass.ended;
         self.end_epoch();
         self.next_scan = now + self.config.epoch;
         self.ping(now);
         let decision = if ended {
             self.passes += 1;
-            let ranking = self.rank();
-            self.choose_held(now, &ranking);
+            self.choose_held(now);
             let decision = self.convergence.at_pass_end(&self.facts(now));
-            self.begin_pass(&ranking);
+            self.begin_pass();
             decision
         } else {
             self.convergence.at_scan(&self.facts(now))
@@ -937,15 +941,18 @@ impl Source {
         }
     }
 
-    /// How many of the held pages were written within the last window, and how many of the written ones were held.
+    /// How many of the held pages were written since the push began, so that sending them would have been in vain; and
+    /// how many of the pages written within the last window were held.
     fn judge_prediction(&mut self) {
         let mut recent = PageSet::empty(self.pending.capacity());
         for &run in self.window.iter().flatten() {
             recent.insert_run(run);
         }
-        let hits = self.held.pages().filter(|&page| recent.contains(page)).count() as f64;
-        let share = |of: u64| (of > 0).then(|| hits / of as f64);
-        self.times.quality = (share(self.held.len()), share(recent.len()));
+        let held_and = |set: &PageSet| self.held.pages().filter(|&page| set.contains(page)).count() as f64;
+        let share = |part: f64, of: &PageSet| (!of.is_empty()).then(|| part / of.len() as f64);
+        let precision = share(held_and(&self.written_in_push), &self.held);
+        let recall = share(held_and(&recent), &recent);
+        self.times.quality = (precision, recall);
         self.times.held_at_pause = self.held.len();
         self.pages.held = self.held.pages().filter(|&page| !self.ever_sent.contains(page)).count() as u64;
         self.passes += 1;

@@ -112,6 +112,9 @@ impl Facts {
     /// far and leaves markedly less.
     fn another_pass_pays(&self) -> bool {
         let Some(bandwidth) = self.bandwidth_bytes_per_s else { return false };
+        if self.unheld_pages == 0 {
+            return false;
+        }
         let pass_s = self.unheld_pages as f64 * PAGE_WIRE_BYTES as f64 / bandwidth + self.epoch.as_secs_f64();
         let held = self.pending_pages - self.unheld_pages;
         let fresh = self.fresh_pages_per_epoch as f64 * pass_s / self.epoch.as_secs_f64();

@@ -16,8 +16,8 @@ use crate::pages::{AddressSpaceId, PageNumber, PageRun};
 pub struct RankedPage {
     /// The page.
     pub page: PageNumber,
-    /// Its aged write count in today's units: a page written in each epoch tends to `1 / (1 - 2^(-1/h))` with the
-    /// half-life `h`, one written once and never again halves every `h` epochs.
+    /// The writes to expect per epoch, from its aged write count: a page written in each epoch tends to 1, and one that
+    /// is not written any more halves every half-life.
     pub heat: f64,
 }
 
@@ -34,6 +34,12 @@ pub trait Predictor: std::fmt::Debug + Send {
 
     /// How many pages the predictor knows at the moment.
     fn tracked_pages(&self) -> u64;
+
+    /// How hot a page is; 0 for one that is not known.
+    fn heat(&self, page: PageNumber) -> f64;
+
+    /// The heat of all pages together: the writes to expect in an epoch.
+    fn total_heat(&self) -> f64;
 
     /// Appends up to `most` of the pages known, hottest first; pages of equal heat in an order that depends on nothing
     /// but what was observed.
@@ -55,6 +61,14 @@ impl Predictor for NoPrediction {
 
     fn tracked_pages(&self) -> u64 {
         0
+    }
+
+    fn heat(&self, _page: PageNumber) -> f64 {
+        0.0
+    }
+
+    fn total_heat(&self) -> f64 {
+        0.0
     }
 
     fn rank(&self, _most: usize, _ranking: &mut Vec<RankedPage>) {}

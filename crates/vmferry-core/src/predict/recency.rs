@@ -86,6 +86,11 @@ impl RecencyStack {
         self.index.contains_key(&page.0)
     }
 
+    /// Who wrote `page` last, if it is on the stack.
+    pub fn owner(&self, page: PageNumber) -> Option<AddressSpaceId> {
+        self.index.get(&page.0).map(|&slot| self.slots[slot as usize].entry.owner)
+    }
+
     /// Puts `page` on top. What fell out on that account: the bottom page of a full stack, or the page itself under
     /// its former owner if that was another one. O(1).
     pub fn touch(&mut self, page: PageNumber, owner: AddressSpaceId) -> Option<StackEntry> {
@@ -173,6 +178,7 @@ mod tests {
                 prop_assert_eq!(stack.iter().collect::<Vec<_>>(), model.clone());
                 prop_assert_eq!(stack.len(), model.len());
                 prop_assert!(model.iter().all(|entry| stack.contains(entry.page)));
+                prop_assert!(model.iter().all(|entry| stack.owner(entry.page) == Some(entry.owner)));
             }
         }
     }

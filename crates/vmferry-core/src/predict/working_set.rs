@@ -102,6 +102,16 @@ impl Predictor for WorkingSetPredictor {
         self.stack.len() as u64
     }
 
+    fn heat(&self, page: PageNumber) -> f64 {
+        let tree = self.stack.owner(page).and_then(|owner| self.trees.get(&owner));
+        tree.and_then(|tree| tree.weight_today(&page.0)).unwrap_or(0.0) * self.writes_per_epoch()
+    }
+
+    fn total_heat(&self) -> f64 {
+        let weight: f64 = self.trees.values().map(|tree| tree.in_units_of_today(tree.total_weight())).sum();
+        weight * self.writes_per_epoch()
+    }
+
     fn rank(&self, most: usize, ranking: &mut Vec<RankedPage>) {
         let factor = self.writes_per_epoch();
         let mut sources: Vec<_> = self
@@ -188,6 +198,12 @@ mod tests {
                 prop_assert!((ranked.heat - expected).abs() < 1e-3, "{ranked:?}, {expected} expected");
             }
             prop_assert_eq!(&ranked(&predictor, 5)[..], &ranking[..ranking.len().min(5)]);
+            for ranked in &ranking {
+                prop_assert_eq!(predictor.heat(ranked.page), ranked.heat);
+            }
+            prop_assert_eq!(predictor.heat(PageNumber(1000)), 0.0);
+            let total: f64 = ranking.iter().map(|ranked| ranked.heat).sum();
+            prop_assert!((predictor.total_heat() - total).abs() < 1e-6 * (1.0 + total));
         }
     }
 

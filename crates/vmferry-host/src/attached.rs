@@ -1,0 +1,287 @@
+//! A stock QEMU as the guest of a migration: attached to from outside, left as it was found.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use vmferry_core::pages::PageRun;
+use vmferry_core::plan::FixedCosts;
+use vmferry_core::wire::MAX_DEVICE_STATE_BYTES;
+
+use crate::guard::{Guard, GuardProgram};
+use crate::link::LinkError;
+use crate::memory::GuestMemory;
+use crate::qemu::{QemuGuest, RamAccess, Settings, Severity};
+use crate::track::{Region, ScanStats, Tracker};
+use crate::vmm::{Machine, STEP_TIMEOUT, SourceVmm, TargetVmm, VmmError};
+
+/// What QEMU's stop phase usually costs: pause, device state, load, resume. Measured at 6–10 ms for a small guest under
+/// load-free conditions; doubled, since a guest that misses its limit is worse than one that is paused a little later.
+const FIXED_TIME: Duration = Duration::from_millis(20);
+/// What QEMU's own stream usually holds: device state and ROMs.
+const DEVICE_STATE_BYTES: u64 = 400_000;
+/// Bytes of QEMU's stream read at once.
+const RELAY_BYTES: usize = 256 * 1024;
+/// Pieces of QEMU's stream that wait to be sent.
+const RELAY_PIECES: usize = 16;
+
+/// A running QEMU guest as the source.
+///
+/// Until the pause QEMU knows nothing of the migration. Its settings are put back, its guest goes on, and the write
+/// tracking ends when this is dropped, unless the guest was handed over.
+#[derive(Debug)]
+pub struct QemuSource {
+    guest: QemuGuest,
+    memory: GuestMemory,
+    tracker: Tracker,
+    settings: Settings,
+    guard: Option<Guard>,
+    stream: Option<Receiver<std::io::Result<Vec<u8>>>>,
+    /// QEMU was told of a migration, and nobody took it back yet.
+    touched: bool,
+}
+
+impl QemuSource {
+    /// Attaches to the QEMU behind a QMP socket and begins to track the guest's writes.
+    ///
+    /// # Errors
+    /// [`VmmError`]; QEMU and guest are as before.
+    pub fn attach(qmp: &Path, pid: Option<u32>, guard: Option<&GuardProgram>) -> Result<Self, VmmError> {
+        let mut guest = QemuGuest::connect(qmp, pid)?;
+        refuse_unfit(&mut guest)?;
+        let ram = guest.ram(RamAccess::Read)?;
+        let regions = ram.blocks.iter().enumerate();
+        let regions = regions
+            .map(|(index, block)| Region { pages: ram.layout.block_pages(index), address: block.mapping.address });
+        let tracker = Tracker::attach(guest.pid(), regions.collect())?;
+        let memory = GuestMemory::from_qemu(ram, RamAccess::Read)?;
+        let settings = guest.source().save_settings()?;
+        let guard = match guard {
+            Some(program) => {
+                let host = |what| move |source| VmmError::Host { what, source };
+                let monitor = guest.qmp().try_clone_fd().map_err(host("copy the monitor's descriptor"))?;
+                Some(Guard::start(program, &monitor, &settings).map_err(host("start the guard process"))?)
+            }
+            None => None,
+        };
+        Ok(Self { guest, memory, tracker, settings, guard, stream: None, touched: false })
+    }
+
+    /// The QEMU.
+    pub fn guest(&mut self) -> &mut QemuGuest {
+        &mut self.guest
+    }
+
+    /// Ends the QEMU, whose guest runs elsewhere now.
+    ///
+    /// # Errors
+    /// [`VmmError`].
+    pub fn quit(&mut self) -> Result<(), VmmError> {
+        Ok(self.guest.quit(STEP_TIMEOUT)?)
+    }
+
+    fn take_back(&mut self) -> Result<(), VmmError> {
+        // QEMU may be blocked on a full socket: no longer reading would keep it there, closing ends that.
+        self.stream = None;
+        let was_running = self.settings.was_running;
+        self.guest.source().cancel_and_resume(was_running, STEP_TIMEOUT)?;
+        self.guest.source().restore_settings(&self.settings)?;
+        self.touched = false;
+        Ok(())
+    }
+}
+
+/// Refuses a guest that inspection finds unfit, with all reasons.
+fn refuse_unfit(guest: &mut QemuGuest) -> Result<(), VmmError> {
+    let inspection = guest.inspect()?;
+    if inspection.can_be_moved() {
+        return Ok(());
+    }
+    let unfit = inspection.findings.iter().filter(|finding| finding.severity == Severity::Unfit);
+    let reasons: Vec<String> =
+        unfit.map(|finding| format!("{}; {}; {}", finding.what, finding.why, finding.change)).collect();
+    Err(VmmError::Unfit { reasons: reasons.join(" | ") })
+}
+
+impl SourceVmm for QemuSource {
+    fn machine(&self) -> Machine {
+        Machine { kind: self.guest.machine().to_owned(), vcpus: self.guest.vcpus() }
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn fixed_costs(&self) -> FixedCosts {
+        FixedCosts { time: FIXED_TIME, device_state_bytes: DEVICE_STATE_BYTES }
+    }
+
+    fn scan(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {
+        Ok(self.tracker.scan(written)?)
+    }
+
+    fn scan_run(&mut self, run: PageRun, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {
+        Ok(self.tracker.scan_run(run, written)?)
+    }
+
+    fn pause(&mut self) -> Result<Instant, VmmError> {
+        let (ours, theirs) = UnixStream::pair()
+            .map_err(|source| VmmError::Host { what: "make a socket pair for QEMU's device state", source })?;
+        self.touched = true;
+        let mut source = self.guest.source();
+        source.configure()?;
+        source.start_migration(theirs.as_fd())?;
+        drop(theirs);
+        // QEMU sends its ROMs before it pauses, more than a socket holds: somebody has to read from now on.
+        self.stream = Some(read_in_background(ours));
+        let paused = self.guest.source().wait_pre_switchover(STEP_TIMEOUT)?;
+        Ok(paused.stopped_at.unwrap_or(paused.seen_at))
+    }
+
+    fn save_device_state(&mut self, sink: &mut dyn FnMut(&[u8]) -> Result<(), LinkError>) -> Result<(), VmmError> {
+        self.guest.source().continue_switchover()?;
+        let stream = self.stream.take().expect("paused before saving");
+        let mut total = 0;
+        loop {
+            match stream.recv_timeout(STEP_TIMEOUT) {
+                Ok(Ok(piece)) => {
+                    total += piece.len() as u64;
+                    if total > MAX_DEVICE_STATE_BYTES {
+                        return Err(VmmError::DeviceStateTooLarge { limit: MAX_DEVICE_STATE_BYTES });
+                    }
+                    sink(&piece)?;
+                }
+                Ok(Err(source)) => return Err(VmmError::Host { what: "read QEMU's device state", source }),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(VmmError::DeviceStateLate { ms: STEP_TIMEOUT.as_millis() });
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Ok(self.guest.source().wait_completed(STEP_TIMEOUT)?)
+    }
+
+    fn resume(&mut self) -> Result<(), VmmError> {
+        self.take_back()
+    }
+
+    fn released(&mut self) {
+        self.touched = false;
+        if let Some(guard) = self.guard.take() {
+            guard.leave();
+        }
+    }
+}
+
+impl Drop for QemuSource {
+    fn drop(&mut self) {
+        if self.touched
+            && let Err(error) = self.take_back()
+        {
+            tracing::error!(error = crate::vmm::describe(&error), "could not let the guest go on; the guard will try");
+            // Without the word to leave, the guard takes over when our end closes.
+            return;
+        }
+        if let Some(guard) = self.guard.take() {
+            guard.leave();
+        }
+    }
+}
+
+/// Reads a stream to its end on a thread of its own.
+fn read_in_background(mut stream: UnixStream) -> Receiver<std::io::Result<Vec<u8>>> {
+    let (sender, receiver) = mpsc::sync_channel(RELAY_PIECES);
+    std::thread::spawn(move || {
+        loop {
+            let mut piece = vec![0; RELAY_BYTES];
+            let item = match stream.read(&mut piece) {
+                Ok(0) => return,
+                Ok(count) => {
+                    piece.truncate(count);
+                    Ok(piece)
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => Err(error),
+            };
+            let failed = item.is_err();
+            // Nobody to take it any more: closing our end of the stream lets QEMU know.
+            if sender.send(item).is_err() || failed {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// A QEMU that waits with `-incoming defer`, as the target.
+#[derive(Debug)]
+pub struct QemuTarget {
+    guest: QemuGuest,
+    memory: GuestMemory,
+    settings: Settings,
+}
+
+impl QemuTarget {
+    /// Attaches to the QEMU behind a QMP socket, and sees to it that it does not run the guest by itself.
+    ///
+    /// # Errors
+    /// [`VmmError`].
+    pub fn attach(qmp: &Path, pid: Option<u32>) -> Result<Self, VmmError> {
+        let mut guest = QemuGuest::connect(qmp, pid)?;
+        let settings = guest.target().save_settings()?;
+        guest.target().prepare()?;
+        let memory = GuestMemory::from_qemu(guest.ram(RamAccess::ReadWrite)?, RamAccess::ReadWrite)?;
+        Ok(Self { guest, memory, settings })
+    }
+
+    /// The QEMU.
+    pub fn guest(&mut self) -> &mut QemuGuest {
+        &mut self.guest
+    }
+
+    fn feed(&self, mut stream: UnixStream, device_state: &[u8]) -> Result<(), VmmError> {
+        let host = |source| VmmError::Host { what: "give QEMU its device state", source };
+        stream.set_write_timeout(Some(STEP_TIMEOUT)).map_err(host)?;
+        stream.write_all(device_state).map_err(host)?;
+        stream.shutdown(std::net::Shutdown::Write).map_err(host)
+    }
+}
+
+impl TargetVmm for QemuTarget {
+    fn machine(&self) -> Machine {
+        Machine { kind: self.guest.machine().to_owned(), vcpus: self.guest.vcpus() }
+    }
+
+    fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    fn load(&mut self, device_state: &[u8]) -> Result<(), VmmError> {
+        let (ours, theirs) = UnixStream::pair()
+            .map_err(|source| VmmError::Host { what: "make a socket pair for QEMU's device state", source })?;
+        self.guest.target().accept_migration(theirs.as_fd())?;
+        drop(theirs);
+        let fed = self.feed(ours, device_state);
+        // Where QEMU refused the state, its own words say more than that it stopped reading.
+        self.guest.target().wait_loaded(STEP_TIMEOUT)?;
+        fed
+    }
+
+    fn run(&mut self) -> Result<(), VmmError> {
+        self.guest.target().cont()?;
+        let run_state = self.guest.run_state()?;
+        if run_state != "running" {
+            return Err(VmmError::NotRunning { run_state });
+        }
+        // The guest runs: what fails from here on is said, and changes nothing.
+        let announced = self.guest.target().announce_self();
+        let restored = self.guest.target().restore_settings(&self.settings);
+        for error in [announced, restored].into_iter().filter_map(Result::err) {
+            tracing::warn!(error = crate::vmm::describe(&error), "after the hand-over");
+        }
+        Ok(())
+    }
+}

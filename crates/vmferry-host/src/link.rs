@@ -1,0 +1,298 @@
+//! Frames over one TCP connection.
+//!
+//! The socket never blocks by itself: every wait also watches for cancellation and has an end. A wait for the peer that
+//! lasts longer than the stall timeout is an error.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use vmferry_core::wire::{FrameReader, FrameWriter, HEADER_BYTES, Header, Message, WireError};
+
+use crate::cancel::{Cancel, wait};
+
+/// Read at once where the peer sends small messages.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Why a connection is of no use any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinkError {
+    /// The peer closed it, or the network did.
+    #[error("the connection was closed")]
+    Closed,
+    /// The peer took or gave nothing for too long.
+    #[error("the peer did not move for {ms} ms")]
+    Stalled {
+        /// How long.
+        ms: u128,
+    },
+    /// The user cancelled while waiting.
+    #[error("cancelled")]
+    Cancelled,
+    /// The peer's bytes are no frame.
+    #[error("the peer's bytes are not as the protocol demands")]
+    Wire(#[from] WireError),
+    /// The system refused.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+}
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    stream: TcpStream,
+    writer: FrameWriter,
+    reader: FrameReader,
+    head: Vec<u8>,
+    /// Bytes received; the first `taken` of them are used up, the first `filled` are valid.
+    buffer: Vec<u8>,
+    taken: usize,
+    filled: usize,
+    stall_timeout: Duration,
+    cancel: Cancel,
+    /// A frame has left in part.
+    broken: bool,
+}
+
+impl Link {
+    /// Frames over `stream` from now on.
+    ///
+    /// # Errors
+    /// If the socket's options cannot be set.
+    pub(crate) fn new(stream: TcpStream, stall_timeout: Duration, cancel: Cancel) -> Result<Self, LinkError> {
+        stream.set_nodelay(true)?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            writer: FrameWriter::new(),
+            reader: FrameReader::new(),
+            head: Vec::new(),
+            buffer: vec![0; READ_BYTES],
+            taken: 0,
+            filled: 0,
+            stall_timeout,
+            cancel,
+            broken: false,
+        })
+    }
+
+    /// Sends one message whole; how many bytes it took.
+    ///
+    /// # Errors
+    /// [`LinkError`]; then nothing more can be sent, since the frame may have left in part.
+    pub(crate) fn send(&mut self, message: &Message<'_>) -> Result<u64, LinkError> {
+        self.send_within(message, self.stall_timeout, true)
+    }
+
+    /// As [`Self::send`], but a cancellation does not end it: for the message that says that it was cancelled.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub(crate) fn send_uncancelled(&mut self, message: &Message<'_>, timeout: Duration) -> Result<u64, LinkError> {
+        self.send_within(message, timeout, false)
+    }
+
+    fn send_within(&mut self, message: &Message<'_>, timeout: Duration, cancellable: bool) -> Result<u64, LinkError> {
+        if self.broken {
+            return Err(LinkError::Closed);
+        }
+        // Until the frame has left whole, the connection is of no use to another one.
+        self.broken = true;
+        self.head.clear();
+        let data = self.writer.seal_head(message, &mut self.head);
+        let mut sent = 0;
+        let total = self.head.len() + data.len();
+        let mut moved_at = Instant::now();
+        while sent < total {
+            let written = if sent < self.head.len() {
+                self.stream.write_vectored(&[IoSlice::new(&self.head[sent..]), IoSlice::new(data)])
+            } else {
+                self.stream.write(&data[sent - self.head.len()..])
+            };
+            match written {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(count) => {
+                    sent += count;
+                    moved_at = Instant::now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.await_peer(PollFlags::OUT, moved_at, timeout, cancellable)?;
+                }
+                Err(error) => survive(error)?,
+            }
+        }
+        self.broken = false;
+        Ok(total as u64)
+    }
+
+    /// Waits until the peer can be read from, the time is over, or it was cancelled.
+    ///
+    /// # Errors
+    /// [`LinkError::Io`].
+    pub(crate) fn wait_readable(&self, timeout: Duration) -> Result<(), LinkError> {
+        if self.filled == self.taken || !self.holds_frame()? {
+            let fds = [(self.stream.as_fd(), PollFlags::IN), (self.cancel.as_fd(), PollFlags::IN)];
+            wait(&fds, Some(timeout))?;
+        }
+        Ok(())
+    }
+
+    /// Takes the next message if all of it has arrived, or has begun to: then the rest is waited for. With it, the bytes
+    /// of its frame.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub(crate) fn receive(&mut self) -> Result<Option<(Message<'_>, u64)>, LinkError> {
+        if self.filled - self.taken < HEADER_BYTES && !self.fill(HEADER_BYTES, false)? {
+            return Ok(None);
+        }
+        let header = Header::parse(self.buffer[self.taken..].first_chunk().expect("a header has arrived"))?;
+        let frame_bytes = HEADER_BYTES + header.payload_bytes();
+        if self.filled - self.taken < frame_bytes {
+            self.fill(frame_bytes, true)?;
+        }
+        let payload = &self.buffer[self.taken + HEADER_BYTES..self.taken + frame_bytes];
+        self.taken += frame_bytes;
+        Ok(Some((self.reader.open(header, payload)?, frame_bytes as u64)))
+    }
+
+    fn holds_frame(&self) -> Result<bool, LinkError> {
+        let unread = &self.buffer[self.taken..self.filled];
+        let Some(header) = unread.first_chunk() else { return Ok(false) };
+        Ok(unread.len() >= HEADER_BYTES + Header::parse(header)?.payload_bytes())
+    }
+
+    /// Reads until `wanted` unread bytes are there. Without `must`, gives up with false if none of them has arrived.
+    fn fill(&mut self, wanted: usize, must: bool) -> Result<bool, LinkError> {
+        self.buffer.copy_within(self.taken..self.filled, 0);
+        self.filled -= self.taken;
+        self.taken = 0;
+        if self.buffer.len() < wanted {
+            // Bounded by the longest frame, which the header's check enforces.
+            self.buffer.resize(wanted.max(READ_BYTES), 0);
+        }
+        let mut moved_at = Instant::now();
+        while self.filled < wanted {
+            match self.stream.read(&mut self.buffer[self.filled..]) {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(count) => {
+                    self.filled += count;
+                    moved_at = Instant::now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if !must && self.filled == 0 {
+                        return Ok(false);
+                    }
+                    self.await_peer(PollFlags::IN, moved_at, self.stall_timeout, true)?;
+                }
+                Err(error) => survive(error)?,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for the peer, at most until `timeout` after `moved_at`.
+    fn await_peer(
+        &self,
+        flags: PollFlags,
+        moved_at: Instant,
+        timeout: Duration,
+        cancellable: bool,
+    ) -> Result<(), LinkError> {
+        let left = timeout.saturating_sub(moved_at.elapsed());
+        if left.is_zero() {
+            return Err(LinkError::Stalled { ms: timeout.as_millis() });
+        }
+        let cancel_flags = if cancellable { PollFlags::IN } else { PollFlags::empty() };
+        let [_, cancelled] = wait(&[(self.stream.as_fd(), flags), (self.cancel.as_fd(), cancel_flags)], Some(left))?;
+        if cancelled && cancellable { Err(LinkError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// An interruption is nothing; a connection that ended is [`LinkError::Closed`] however it ended.
+fn survive(error: io::Error) -> Result<(), LinkError> {
+    match error.kind() {
+        io::ErrorKind::Interrupted => Ok(()),
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::UnexpectedEof => Err(LinkError::Closed),
+        _ => Err(LinkError::Io(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use vmferry_core::pages::{PAGE_BYTES, PageRun};
+    use vmferry_core::wire::Pages;
+
+    use super::*;
+
+    fn pair(stall: Duration) -> (Link, Link, Cancel) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let there = listener.accept().unwrap().0;
+        let cancel = Cancel::new().unwrap();
+        let other = Cancel::new().unwrap();
+        (Link::new(here, stall, cancel.clone()).unwrap(), Link::new(there, stall, other).unwrap(), cancel)
+    }
+
+    fn pages(data: &[u8]) -> Message<'_> {
+        Message::Pages(Pages { run: PageRun::new(0, data.len() as u64 / PAGE_BYTES), data })
+    }
+
+    #[test]
+    fn messages_of_all_sizes_cross() {
+        let (mut here, mut there, _cancel) = pair(Duration::from_secs(10));
+        let data = vec![7; 256 * PAGE_BYTES as usize];
+        let sender = std::thread::spawn(move || {
+            let mut bytes = 0;
+            for number in 0..50 {
+                bytes += here.send(&Message::Ping(number)).unwrap();
+                bytes += here.send(&pages(&data)).unwrap();
+            }
+            bytes
+        });
+        let mut received = 0;
+        let mut seen = 0;
+        while seen < 100 {
+            there.wait_readable(Duration::from_secs(10)).unwrap();
+            while let Some((message, bytes)) = there.receive().unwrap() {
+                match message {
+                    Message::Ping(number) => assert_eq!(number, seen / 2),
+                    Message::Pages(pages) => assert!(pages.data.iter().all(|&byte| byte == 7)),
+                    other => panic!("{}", other.name()),
+                }
+                received += bytes;
+                seen += 1;
+            }
+        }
+        assert_eq!(received, sender.join().unwrap());
+        there.wait_readable(Duration::from_secs(10)).unwrap();
+        assert!(matches!(there.receive(), Err(LinkError::Closed)));
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_a_stall_and_a_cancellation_ends_the_wait() {
+        let data = vec![7; 256 * PAGE_BYTES as usize];
+        let fill = |link: &mut Link| (0..1000).find_map(|_| link.send(&pages(&data)).err());
+        let (mut here, _there, _cancel) = pair(Duration::from_millis(50));
+        assert!(matches!(fill(&mut here), Some(LinkError::Stalled { .. })));
+        let (mut here, _there, cancel) = pair(Duration::from_secs(100));
+        cancel.cancel();
+        assert!(matches!(fill(&mut here), Some(LinkError::Cancelled)));
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let (here, mut there, _cancel) = pair(Duration::from_secs(10));
+        (&here.stream).write_all(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n").unwrap();
+        there.wait_readable(Duration::from_secs(10)).unwrap();
+        assert!(matches!(there.receive(), Err(LinkError::Wire(_))));
+    }
+}

@@ -1,0 +1,279 @@
+//! Guest RAM as files: reading, writing and zeroing pages by their numbers.
+//!
+//! Pages are read and written through the files behind the VMM's shared mappings and not through a mapping of our own:
+//! reading a hole of a tmpfs file with `pread` leaves it a hole, where a mapping would fill it, and the content has to be
+//! copied in any case, since the guest may change it between checksum and sending. hugetlbfs has no `write`, so there
+//! the target keeps a mapping.
+#![expect(unsafe_code, reason = "hugetlbfs can be written through a mapping only")]
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::FallocateFlags;
+use rustix::mm::{MapFlags, ProtFlags};
+use vmferry_core::pages::{PAGE_BYTES, PageRun, RamLayout};
+
+use crate::qemu::{FileSystem, GuestRam, RamAccess};
+
+/// Why guest RAM could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// A file operation failed.
+    #[error("cannot {what} guest RAM of block `{block}` at byte {offset}")]
+    Io {
+        /// `read`, `write`, `map` or `zero`.
+        what: &'static str,
+        /// The block's name.
+        block: String,
+        /// Offset in the block.
+        offset: u64,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// All RAM of one guest.
+#[derive(Debug)]
+pub struct GuestMemory {
+    layout: RamLayout,
+    files: Vec<RamFile>,
+}
+
+/// The file behind one block.
+#[derive(Debug)]
+struct RamFile {
+    file: OwnedFd,
+    offset: u64,
+    mapping: Option<Mapping>,
+}
+
+impl GuestMemory {
+    /// RAM whose blocks are the given files, each from its beginning; for memory that `write(2)` can write.
+    ///
+    /// # Panics
+    /// If there are not as many files as blocks.
+    pub fn from_files(layout: RamLayout, files: Vec<OwnedFd>) -> Self {
+        assert_eq!(layout.blocks().len(), files.len(), "a file for each block");
+        let files = files.into_iter().map(|file| RamFile { file, offset: 0, mapping: None }).collect();
+        Self { layout, files }
+    }
+
+    /// The RAM of a QEMU guest.
+    ///
+    /// # Errors
+    /// [`MemoryError::Io`] if a block on hugetlbfs cannot be mapped for writing.
+    pub fn from_qemu(ram: GuestRam, access: RamAccess) -> Result<Self, MemoryError> {
+        let mut files = Vec::with_capacity(ram.blocks.len());
+        for block in ram.blocks {
+            let mapped = access == RamAccess::ReadWrite && block.mapping.file_system == FileSystem::Hugetlbfs;
+            let mapping = if mapped {
+                let mapping = Mapping::new(&block.file, block.mapping.file_offset, block.mapping.bytes);
+                Some(mapping.map_err(|source| MemoryError::Io {
+                    what: "map",
+                    block: block.id.clone(),
+                    offset: 0,
+                    source,
+                })?)
+            } else {
+                None
+            };
+            files.push(RamFile { file: block.file, offset: block.mapping.file_offset, mapping });
+        }
+        Ok(Self { layout: ram.layout, files })
+    }
+
+    /// Names, sizes and page numbers of the blocks.
+    pub fn layout(&self) -> &RamLayout {
+        &self.layout
+    }
+
+    /// Reads the pages of `run` into `buffer`, of exactly their size. The guest may write meanwhile: a page can be torn.
+    ///
+    /// # Errors
+    /// [`MemoryError::Io`].
+    ///
+    /// # Panics
+    /// If the run is outside guest RAM or the buffer has another size; also in the functions below.
+    pub fn read(&self, run: PageRun, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        assert_eq!(buffer.len() as u64, run.count * PAGE_BYTES, "a buffer for {run:?}");
+        let mut rest = buffer;
+        for (block, offset, piece) in self.layout.pieces(run) {
+            let (head, tail) = rest.split_at_mut((piece.count * PAGE_BYTES) as usize);
+            let ram = &self.files[block];
+            read_exact_at(&ram.file, head, ram.offset + offset)
+                .map_err(|source| self.error("read", block, offset, source))?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Writes `data` to the pages of `run`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Io`].
+    pub fn write(&self, run: PageRun, data: &[u8]) -> Result<(), MemoryError> {
+        assert_eq!(data.len() as u64, run.count * PAGE_BYTES, "data for {run:?}");
+        let mut rest = data;
+        for (block, offset, piece) in self.layout.pieces(run) {
+            let (head, tail) = rest.split_at((piece.count * PAGE_BYTES) as usize);
+            let ram = &self.files[block];
+            match &ram.mapping {
+                Some(mapping) => mapping.write(offset, head),
+                None => write_all_at(&ram.file, head, ram.offset + offset)
+                    .map_err(|source| self.error("write", block, offset, source))?,
+            }
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    /// Makes the pages of `run` zero by giving their memory back.
+    ///
+    /// # Errors
+    /// [`MemoryError::Io`].
+    pub fn zero(&self, run: PageRun) -> Result<(), MemoryError> {
+        for (block, offset, piece) in self.layout.pieces(run) {
+            let ram = &self.files[block];
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::io::retry_on_intr(|| {
+                rustix::fs::fallocate(&ram.file, flags, ram.offset + offset, piece.count * PAGE_BYTES)
+            })
+            .map_err(|source| self.error("zero", block, offset, source.into()))?;
+        }
+        Ok(())
+    }
+
+    fn error(&self, what: &'static str, block: usize, offset: u64, source: io::Error) -> MemoryError {
+        MemoryError::Io { what, block: self.layout.blocks()[block].id.clone(), offset, source }
+    }
+}
+
+fn read_exact_at(file: &OwnedFd, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *buffer, offset))? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                buffer = &mut buffer[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_all_at(file: &OwnedFd, mut data: &[u8], mut offset: u64) -> io::Result<()> {
+    while !data.is_empty() {
+        match rustix::io::retry_on_intr(|| rustix::io::pwrite(file, data, offset))? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            count => {
+                data = &data[count..];
+                offset += count as u64;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A shared writable mapping of one block, for as long as this lives.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<c_void>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping belongs to the process and not to a thread; it is only written through `&self` with a range check.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    fn new(file: impl AsFd, offset: u64, bytes: u64) -> io::Result<Self> {
+        let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that Rust knows of.
+        let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, prot, MapFlags::SHARED, file, offset) }?;
+        let start = NonNull::new(start).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, bytes })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let offset = offset as usize;
+        assert!(
+            offset <= self.bytes && data.len() <= self.bytes - offset,
+            "{offset} + {} of {}",
+            data.len(),
+            self.bytes
+        );
+        // SAFETY: `offset` is inside the mapping (asserted), which is one allocation of `bytes` bytes.
+        let to = unsafe { self.start.as_ptr().byte_add(offset) }.cast::<u8>();
+        // SAFETY: the destination is mapped writable for `data.len()` bytes (asserted) and no Rust reference points into
+        // it; `data` is ordinary memory and so cannot overlap. The target's VMM does not run the guest meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `new` with these values, and nothing points into it beyond this value.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::MemfdFlags;
+    use vmferry_core::pages::RamBlock;
+
+    use super::*;
+
+    fn memory(pages: &[u64]) -> GuestMemory {
+        let blocks = pages.iter().enumerate();
+        let blocks = blocks.map(|(i, &n)| RamBlock { id: i.to_string(), bytes: n * PAGE_BYTES }).collect();
+        let layout = RamLayout::new(blocks).unwrap();
+        let files = pages.iter().map(|&n| {
+            let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+            rustix::fs::ftruncate(&file, n * PAGE_BYTES).unwrap();
+            file
+        });
+        GuestMemory::from_files(layout, files.collect())
+    }
+
+    #[test]
+    fn runs_across_blocks_are_read_written_and_zeroed() {
+        let memory = memory(&[3, 4]);
+        let data: Vec<u8> = (0..4 * PAGE_BYTES).map(|i| (i % 253) as u8 + 1).collect();
+        memory.write(PageRun::new(1, 4), &data).unwrap();
+        memory.zero(PageRun::new(2, 2)).unwrap();
+        let mut all = vec![9; 7 * PAGE_BYTES as usize];
+        memory.read(PageRun::new(0, 7), &mut all).unwrap();
+        let page = PAGE_BYTES as usize;
+        assert_eq!(all[..page], vec![0; page]);
+        assert_eq!(all[page..2 * page], data[..page]);
+        assert_eq!(all[2 * page..4 * page], vec![0; 2 * page]);
+        assert_eq!(all[4 * page..5 * page], data[3 * page..]);
+        assert_eq!(all[5 * page..], vec![0; 2 * page]);
+    }
+
+    #[test]
+    fn reading_and_zeroing_allocates_nothing() {
+        let memory = memory(&[64]);
+        let mut buffer = vec![1; 64 * PAGE_BYTES as usize];
+        memory.read(PageRun::new(0, 64), &mut buffer).unwrap();
+        memory.zero(PageRun::new(0, 64)).unwrap();
+        assert!(buffer.iter().all(|&byte| byte == 0));
+        assert_eq!(rustix::fs::fstat(&memory.files[0].file).unwrap().st_blocks, 0);
+    }
+
+    #[test]
+    fn a_mapping_writes_what_the_file_reads() {
+        let mut memory = memory(&[4]);
+        let mapping = Mapping::new(&memory.files[0].file, 0, 4 * PAGE_BYTES).unwrap();
+        memory.files[0].mapping = Some(mapping);
+        memory.write(PageRun::new(2, 1), &[7; PAGE_BYTES as usize]).unwrap();
+        let mut page = vec![0; PAGE_BYTES as usize];
+        memory.read(PageRun::new(2, 1), &mut page).unwrap();
+        assert!(page.iter().all(|&byte| byte == 7));
+    }
+}

@@ -1,0 +1,383 @@
+//! Everything that is asked of a guest before it is judged. Collecting does I/O and judges nothing; judging
+//! ([`super::check`]) does no I/O.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::guest::QemuError;
+use super::ram::{self, FileMapping, Mapping, RamAccess, Wanted};
+use crate::qmp::{QmpClient, VersionTriple};
+
+/// Nodes of QEMU's object tree that are visited; a big guest has some hundreds.
+pub const MAX_QOM_NODES: usize = 4096;
+/// How deep the object tree is followed.
+const MAX_QOM_DEPTH: usize = 16;
+/// Memory backends that are looked at.
+const MAX_BACKENDS: usize = 256;
+/// Kinds of objects that have no children and are no devices.
+const QOM_LEAVES: [&str; 3] = ["irq", "memory-region", "qemu:memory-region"];
+
+/// What is known about a guest.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Facts {
+    /// QEMU's version.
+    pub version: VersionTriple,
+    /// The packager's version, often empty.
+    pub package: String,
+    /// QEMU's process.
+    pub pid: u32,
+    /// The machine type with its version, as `pc-q35-7.2-machine`.
+    pub machine: String,
+    /// The guest's name (`-name`), if it has one.
+    pub name: Option<String>,
+    /// How many virtual CPUs it has.
+    pub vcpus: u32,
+    /// QEMU's run state: `running`, `paused`, `postmigrate` …
+    pub run_state: String,
+    /// The status of the present or last migration, if there was one.
+    pub migration_status: Option<String>,
+    /// Why QEMU itself would refuse to migrate (since QEMU 6.0).
+    pub blocked_reasons: Vec<String>,
+    /// Migration capabilities this QEMU knows, and whether they are on.
+    pub capabilities: BTreeMap<String, bool>,
+    /// The memory backends that the guest uses, sorted by id.
+    pub backends: Vec<Backend>,
+    /// RAM that belongs to no backend: firmware, video memory, tables. QEMU sends it with the device state.
+    pub other_ram: Vec<OtherRam>,
+    /// Whether QEMU told its RAM blocks; without them `other_ram` is empty and all backends count as used.
+    pub ram_blocks_known: bool,
+    /// The devices of the machine.
+    pub devices: Vec<Device>,
+    /// Whether the object tree was larger than we look at, so that `devices` is not all.
+    pub devices_incomplete: bool,
+    /// User-created objects (`-object`).
+    pub objects: Vec<Device>,
+    /// Types of network back ends in use, as `tap` and `vhost-user`.
+    pub network_backends: Vec<String>,
+    /// Balloon devices that report free pages.
+    pub free_page_reporting: Vec<String>,
+}
+
+/// A memory backend in use.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Backend {
+    /// Its id, which is also the name of its RAM block.
+    pub id: String,
+    /// Its type: `memory-backend-file`, `memory-backend-memfd`, `memory-backend-ram`.
+    pub kind: String,
+    /// Its size.
+    pub bytes: u64,
+    /// `share=on`.
+    pub share: bool,
+    /// `mem-path`, where the type has one.
+    pub mem_path: Option<String>,
+    /// Where it lies; `None` where it was not found, for the reason in `mapping_problem`.
+    pub mapping: Option<Mapping>,
+    /// Why there is no `mapping`.
+    pub mapping_problem: Option<String>,
+}
+
+/// RAM that QEMU sends itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OtherRam {
+    /// The name of the block.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// An object in QEMU's tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Device {
+    /// Its path.
+    pub path: String,
+    /// Its type.
+    pub kind: String,
+}
+
+/// A memory backend before its mapping is looked for.
+pub(super) struct BackendBlock {
+    pub(super) id: String,
+    pub(super) kind: String,
+    pub(super) bytes: u64,
+    pub(super) share: bool,
+    pub(super) mem_path: Option<String>,
+    pub(super) address: Option<u64>,
+}
+
+impl BackendBlock {
+    pub(super) fn locate(
+        &self,
+        pid: u32,
+        mappings: &[FileMapping],
+        access: RamAccess,
+    ) -> Result<(Mapping, std::os::fd::OwnedFd), ram::RamError> {
+        let wanted = Wanted {
+            block: &self.id,
+            bytes: self.bytes,
+            address: self.address,
+            mem_path: self.mem_path.as_deref(),
+            file: self.mem_path.as_deref().and_then(|path| ram::stat_mem_path(pid, path)),
+        };
+        ram::locate(pid, mappings, &wanted, access)
+    }
+}
+
+/// The backends in use and the other blocks.
+pub(super) struct Blocks {
+    pub(super) backends: Vec<BackendBlock>,
+    pub(super) other_ram: Vec<OtherRam>,
+    pub(super) known: bool,
+}
+
+/// Asks for everything.
+pub(super) fn collect(qmp: &mut QmpClient, pid: u32) -> Result<Facts, QemuError> {
+    let version = version(qmp)?;
+    let blocks = blocks(qmp)?;
+    let mappings = ram::read_maps(pid)?;
+    let backends = blocks
+        .backends
+        .iter()
+        .map(|block| {
+            let located = block.locate(pid, &mappings, RamAccess::Read);
+            let (mapping, mapping_problem) = match located {
+                Ok((mapping, _file)) => (Some(mapping), None),
+                Err(error) => (None, Some(with_cause(&error))),
+            };
+            Backend {
+                id: block.id.clone(),
+                kind: block.kind.clone(),
+                bytes: block.bytes,
+                share: block.share,
+                mem_path: block.mem_path.clone(),
+                mapping,
+                mapping_problem,
+            }
+        })
+        .collect();
+    let migration = qmp.execute("query-migrate")?;
+    let mut tree = Tree::default();
+    tree.walk(qmp, "/machine", 0)?;
+    let mut free_page_reporting = Vec::new();
+    for device in tree.devices.iter().filter(|device| device.kind.starts_with("virtio-balloon")) {
+        if property(qmp, &device.path, "free-page-reporting")? == Some(Value::Bool(true)) {
+            free_page_reporting.push(device.path.clone());
+        }
+    }
+    Ok(Facts {
+        version: version.0,
+        package: version.1,
+        pid,
+        machine: machine(qmp)?,
+        name: optional(qmp, "query-name")?
+            .and_then(|answer| Some(answer.get("name")?.as_str()?.to_owned()))
+            .filter(|name| !name.is_empty()),
+        vcpus: u32::try_from(vcpu_threads(qmp)?.len()).unwrap_or(u32::MAX),
+        run_state: run_state(qmp)?,
+        migration_status: migration.get("status").and_then(Value::as_str).map(str::to_owned),
+        blocked_reasons: strings(migration.get("blocked-reasons")),
+        capabilities: capabilities(qmp)?,
+        backends,
+        other_ram: blocks.other_ram,
+        ram_blocks_known: blocks.known,
+        devices: tree.devices,
+        devices_incomplete: tree.incomplete,
+        objects: objects(qmp)?,
+        network_backends: hmp(qmp, "info network")?.map_or_else(Vec::new, |text| network_backends(&text)),
+        free_page_reporting,
+    })
+}
+
+pub(super) fn version(qmp: &mut QmpClient) -> Result<(VersionTriple, String), QemuError> {
+    let answer = qmp.execute("query-version")?;
+    let version: crate::qmp::GreetingVersion =
+        serde_json::from_value(answer).map_err(|error| QemuError::unexpected("query-version", &error.to_string()))?;
+    Ok((version.qemu, version.package))
+}
+
+pub(super) fn machine(qmp: &mut QmpClient) -> Result<String, QemuError> {
+    match property(qmp, "/machine", "type")? {
+        Some(Value::String(machine)) => Ok(machine),
+        Some(_) | None => Err(QemuError::unexpected("qom-get /machine type", "it is no string")),
+    }
+}
+
+pub(super) fn run_state(qmp: &mut QmpClient) -> Result<String, QemuError> {
+    let answer = qmp.execute("query-status")?;
+    let status = answer.get("status").and_then(Value::as_str);
+    Ok(status.ok_or_else(|| QemuError::unexpected("query-status", "there is no `status`"))?.to_owned())
+}
+
+/// The host's thread ids of the virtual CPUs.
+pub(super) fn vcpu_threads(qmp: &mut QmpClient) -> Result<Vec<u32>, QemuError> {
+    let answer = qmp.execute("query-cpus-fast")?;
+    let unexpected = || QemuError::unexpected("query-cpus-fast", "a CPU has no `thread-id`");
+    let thread = |cpu: &Value| u32::try_from(cpu.get("thread-id")?.as_u64()?).ok();
+    answer.as_array().ok_or_else(unexpected)?.iter().map(|cpu| thread(cpu).ok_or_else(unexpected)).collect()
+}
+
+pub(super) fn capabilities(qmp: &mut QmpClient) -> Result<BTreeMap<String, bool>, QemuError> {
+    let answer = qmp.execute("query-migrate-capabilities")?;
+    let pair = |entry: &Value| Some((entry.get("capability")?.as_str()?.to_owned(), entry.get("state")?.as_bool()?));
+    let pairs = answer.as_array().map(|entries| entries.iter().filter_map(pair).collect());
+    pairs.ok_or_else(|| QemuError::unexpected("query-migrate-capabilities", "it is no list"))
+}
+
+/// Which memory backends are guest RAM. A backend that is in use has a RAM block of its id; one that is only defined
+/// has a block without a name.
+pub(super) fn blocks(qmp: &mut QmpClient) -> Result<Blocks, QemuError> {
+    let listed = hmp(qmp, "info ramblock")?.and_then(|text| ram::parse_ram_blocks(&text));
+    let memdevs = qmp.execute("query-memdev")?;
+    let memdevs = memdevs.as_array().ok_or_else(|| QemuError::unexpected("query-memdev", "it is no list"))?;
+    if memdevs.len() > MAX_BACKENDS {
+        return Err(QemuError::unexpected("query-memdev", &format!("more than {MAX_BACKENDS} backends")));
+    }
+    let kinds = objects(qmp)?;
+    let mut backends = Vec::new();
+    for memdev in memdevs {
+        // Optional since it is the QOM path's last component, which an embedded backend need not have.
+        let Some(id) = memdev.get("id").and_then(Value::as_str) else { continue };
+        let line = listed.as_ref().map(|lines| {
+            // `x-use-canonical-path-for-ramblock-id` makes it the path.
+            lines.iter().find(|line| line.name == id || line.name == format!("/objects/{id}"))
+        });
+        if line.is_some_and(|line| line.is_none()) {
+            continue;
+        }
+        let line = line.flatten();
+        let path = format!("/objects/{id}");
+        let mem_path = match property(qmp, &path, "mem-path")? {
+            Some(Value::String(path)) if !path.is_empty() => Some(path),
+            Some(_) | None => None,
+        };
+        backends.push(BackendBlock {
+            id: id.to_owned(),
+            kind: kinds
+                .iter()
+                .find(|object| object.path == path)
+                .map_or_else(String::new, |object| object.kind.clone()),
+            bytes: line.map(|line| line.used_bytes).or_else(|| memdev.get("size")?.as_u64()).unwrap_or(0),
+            share: memdev.get("share").and_then(Value::as_bool) == Some(true)
+                || property(qmp, &path, "share")? == Some(Value::Bool(true)),
+            mem_path,
+            address: line.and_then(|line| line.address),
+        });
+    }
+    backends.sort_by(|one, other| one.id.cmp(&other.id));
+    let known = listed.is_some();
+    let other_ram = listed
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|line| {
+            let id = line.name.strip_prefix("/objects/").unwrap_or(&line.name);
+            !backends.iter().any(|backend| backend.id == id)
+        })
+        .map(|line| OtherRam { name: line.name, bytes: line.used_bytes })
+        .collect();
+    Ok(Blocks { backends, other_ram, known })
+}
+
+fn objects(qmp: &mut QmpClient) -> Result<Vec<Device>, QemuError> {
+    Ok(children(qmp, "/objects")?.unwrap_or_default())
+}
+
+/// The children of a node; `None` if there is no such node (a device may be unplugged meanwhile).
+fn children(qmp: &mut QmpClient, path: &str) -> Result<Option<Vec<Device>>, QemuError> {
+    let answer = match qmp.execute_with("qom-list", json!({ "path": path })) {
+        Ok(answer) => answer,
+        Err(crate::qmp::QmpError::Command { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let child = |entry: &Value| {
+        let kind = entry.get("type")?.as_str()?.strip_prefix("child<")?.strip_suffix('>')?;
+        let path = format!("{path}/{}", entry.get("name")?.as_str()?);
+        Some(Device { path, kind: kind.to_owned() })
+    };
+    Ok(Some(answer.as_array().map(|entries| entries.iter().filter_map(child).collect()).unwrap_or_default()))
+}
+
+/// A walk over the tree of objects.
+#[derive(Default)]
+struct Tree {
+    devices: Vec<Device>,
+    visited: usize,
+    incomplete: bool,
+}
+
+impl Tree {
+    fn walk(&mut self, qmp: &mut QmpClient, path: &str, depth: usize) -> Result<(), QemuError> {
+        if self.visited == MAX_QOM_NODES || depth == MAX_QOM_DEPTH {
+            self.incomplete = true;
+            return Ok(());
+        }
+        self.visited += 1;
+        for child in children(qmp, path)?.unwrap_or_default() {
+            if QOM_LEAVES.contains(&child.kind.as_str()) {
+                continue;
+            }
+            self.walk(qmp, &child.path, depth + 1)?;
+            if child.kind != "container" {
+                self.devices.push(child);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A property of an object; `None` where the object or the property does not exist.
+fn property(qmp: &mut QmpClient, path: &str, name: &str) -> Result<Option<Value>, QemuError> {
+    match qmp.execute_with("qom-get", json!({ "path": path, "property": name })) {
+        Ok(value) => Ok(Some(value)),
+        Err(crate::qmp::QmpError::Command { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The answer to a command that an older QEMU may not know.
+fn optional(qmp: &mut QmpClient, command: &str) -> Result<Option<Value>, QemuError> {
+    match qmp.execute(command) {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_command_not_found() => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The text of a human monitor command; `None` where this QEMU has no human monitor.
+fn hmp(qmp: &mut QmpClient, line: &str) -> Result<Option<String>, QemuError> {
+    match qmp.execute_with("human-monitor-command", json!({ "command-line": line })) {
+        Ok(Value::String(text)) => Ok(Some(text)),
+        Ok(_) | Err(crate::qmp::QmpError::Command { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The types in the answer to `info network`, sorted, each once; network cards themselves (`nic`) left out.
+fn network_backends(text: &str) -> Vec<String> {
+    let types = text.split([',', ' ', '\n', '\r']).filter_map(|word| word.strip_prefix("type="));
+    let mut types: Vec<String> = types.filter(|&kind| kind != "nic").map(str::to_owned).collect();
+    types.sort();
+    types.dedup();
+    types
+}
+
+fn strings(value: Option<&Value>) -> Vec<String> {
+    let list = value.and_then(Value::as_array);
+    list.map(|list| list.iter().filter_map(Value::as_str).map(str::to_owned).collect()).unwrap_or_default()
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn network_backends_are_the_types_that_are_no_cards() {
+        let text = "n.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \\ u0: index=0,type=vhost-user,net=1\r\nhub 0\r\n \\ h: type=tap";
+        assert_eq!(network_backends(text), ["tap", "vhost-user"]);
+    }
+}

@@ -1,0 +1,455 @@
+//! The source's driver: carries out what the state machine asks for, and decides nothing.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use vmferry_core::engine::{Action, OutcomeKind, Report, SentPages, Source, SourceConfig};
+use vmferry_core::pages::{PAGE_BYTES, PageRun};
+use vmferry_core::plan::Patience;
+use vmferry_core::predict::{NoPrediction, Predictor, WorkingSetConfig, WorkingSetPredictor};
+use vmferry_core::wire::{
+    Digests, MAX_DEVICE_CHUNK_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME, Message,
+    MigrationId, Pages, page_digest,
+};
+
+use crate::cancel::Cancel;
+use crate::link::{Link, LinkError};
+use crate::memory::GuestMemory;
+use crate::vmm::{SourceVmm, VmmError, describe};
+
+/// The most that a waiting driver sleeps before it looks at the clock again.
+const WAIT_MAX: Duration = Duration::from_millis(200);
+/// How often progress is told.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long a message that must not be cancelled may take to leave.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Which predictor to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PredictorKind {
+    /// The lazy counting-based splay tree.
+    Lcbst,
+    /// None: plain pre-copy.
+    None,
+}
+
+/// What the user wants.
+#[derive(Debug, Clone)]
+pub struct MigrateOptions {
+    /// The longest pause.
+    pub downtime_limit: Duration,
+    /// The most bytes per second; `None`: as the path allows.
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// Who predicts the working set.
+    pub predictor: PredictorKind,
+    /// Compare digests of all pages before the hand-over.
+    pub verify: bool,
+    /// Time between scans.
+    pub epoch: Duration,
+    /// How long to watch before pushing.
+    pub observe: Duration,
+    /// How long the target may be silent.
+    pub stall_timeout: Duration,
+    /// When to give up.
+    pub patience: Patience,
+}
+
+impl Default for MigrateOptions {
+    fn default() -> Self {
+        Self {
+            downtime_limit: Duration::from_millis(300),
+            bandwidth_bytes_per_s: None,
+            predictor: PredictorKind::Lcbst,
+            verify: false,
+            epoch: Duration::from_millis(50),
+            observe: Duration::from_millis(300),
+            stall_timeout: Duration::from_secs(10),
+            patience: Patience { passes: 8, time: Duration::from_secs(5) },
+        }
+    }
+}
+
+/// How far a migration is, for a display.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// What is going on.
+    pub doing: &'static str,
+    /// Since the beginning.
+    pub elapsed: Duration,
+    /// The guest's pages.
+    pub total_pages: u64,
+    /// Pages that the target does not have yet.
+    pub pending_pages: u64,
+    /// The pass under way, from 1.
+    pub pass: u32,
+    /// Bytes sent.
+    pub wire_bytes: u64,
+    /// Measured.
+    pub bandwidth_bytes_per_s: Option<f64>,
+}
+
+/// Moves the guest to whoever is at the other end of `stream`. Until the hand-over is sent, the guest runs here again
+/// whatever happens; the report says what did.
+pub fn migrate(
+    vmm: &mut dyn SourceVmm,
+    stream: TcpStream,
+    options: &MigrateOptions,
+    cancel: &Cancel,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Report, VmmError> {
+    let link = Link::new(stream, options.stall_timeout, cancel.clone())?;
+    let total_pages = vmm.memory().layout().total_pages();
+    let (predictor, observe): (Box<dyn Predictor>, _) = match options.predictor {
+        PredictorKind::Lcbst => {
+            (Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(total_pages))), options.observe)
+        }
+        PredictorKind::None => (Box::new(NoPrediction), Duration::ZERO),
+    };
+    let machine = vmm.machine();
+    let config = SourceConfig {
+        migration: migration_id()?,
+        layout: vmm.memory().layout().clone(),
+        machine: machine.kind,
+        vcpus: machine.vcpus,
+        downtime_limit: options.downtime_limit,
+        bandwidth_cap_bytes_per_s: options.bandwidth_bytes_per_s,
+        epoch: options.epoch,
+        observe,
+        verify: options.verify,
+        stall_timeout: options.stall_timeout,
+        patience: options.patience,
+        fixed: vmm.fixed_costs(),
+    };
+    tracing::info!(migration = %config.migration, pages = total_pages, "migration begins");
+    let driver = Driver {
+        vmm,
+        link,
+        source: Source::new(config, predictor),
+        start: Instant::now(),
+        buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
+        written: Vec::new(),
+        total_pages,
+        told: Duration::ZERO,
+        cancelled: false,
+    };
+    Ok(driver.run(cancel, progress))
+}
+
+struct Driver<'a> {
+    vmm: &'a mut dyn SourceVmm,
+    link: Link,
+    source: Source,
+    start: Instant,
+    buffer: Vec<u8>,
+    written: Vec<PageRun>,
+    total_pages: u64,
+    told: Duration,
+    cancelled: bool,
+}
+
+impl Driver<'_> {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn run(mut self, cancel: &Cancel, progress: &mut dyn FnMut(&Progress)) -> Report {
+        loop {
+            self.hear();
+            if !self.cancelled && cancel.is_cancelled() {
+                self.cancelled = true;
+                self.source.handle_cancel(self.now());
+            }
+            self.tell(progress);
+            match self.source.poll_action(self.now()) {
+                Some(Action::End) => break,
+                Some(action) => {
+                    if let Err(error) = self.perform(action) {
+                        self.fail(&error);
+                    }
+                }
+                None => {
+                    let until = self.source.poll_timeout().unwrap_or(Duration::MAX);
+                    let wait = until.saturating_sub(self.now()).min(WAIT_MAX);
+                    if !wait.is_zero()
+                        && let Err(error) = self.link.wait_readable(wait)
+                    {
+                        self.fail(&VmmError::Link(error));
+                    }
+                }
+            }
+        }
+        let report = self.source.report(self.now());
+        if report.outcome == OutcomeKind::Completed {
+            tracing::info!(downtime_ms = report.downtime_ms, "the guest runs on the target");
+        } else {
+            let reason = report.reason.as_deref().unwrap_or("unknown");
+            tracing::warn!(outcome = ?report.outcome, reason, "the migration did not complete");
+        }
+        report
+    }
+
+    /// Takes in everything that the target has said.
+    fn hear(&mut self) {
+        while !self.source.ended() {
+            let now = self.start.elapsed();
+            match self.link.receive() {
+                Ok(None) => return,
+                Ok(Some((message, _))) => self.source.handle_message(now, &message),
+                Err(LinkError::Closed) => return self.source.handle_connection_lost(now),
+                Err(error) => return self.fail(&VmmError::Link(error)),
+            }
+        }
+    }
+
+    fn fail(&mut self, error: &VmmError) {
+        let now = self.now();
+        match error {
+            VmmError::Link(LinkError::Closed) => {
+                // The target may have said why before it closed.
+                self.hear();
+                self.source.handle_connection_lost(now);
+            }
+            VmmError::Link(LinkError::Cancelled) => self.source.handle_cancel(now),
+            VmmError::Link(_)
+            | VmmError::Qemu(_)
+            | VmmError::Control(_)
+            | VmmError::Embedded(_)
+            | VmmError::Track(_)
+            | VmmError::Memory(_)
+            | VmmError::Unfit { .. }
+            | VmmError::DeviceStateTooLarge { .. }
+            | VmmError::DeviceStateLate { .. }
+            | VmmError::NotRunning { .. }
+            | VmmError::Host { .. } => self.source.handle_failure(now, describe(error)),
+        }
+    }
+
+    fn tell(&mut self, progress: &mut dyn FnMut(&Progress)) {
+        let elapsed = self.now();
+        if elapsed.saturating_sub(self.told) >= PROGRESS_INTERVAL {
+            self.told = elapsed;
+            progress(&Progress {
+                doing: self.source.doing(),
+                elapsed,
+                total_pages: self.total_pages,
+                pending_pages: self.source.pending_pages(),
+                pass: self.source.passes() + 1,
+                wire_bytes: self.source.wire_bytes(),
+                bandwidth_bytes_per_s: self.source.bandwidth_bytes_per_s(),
+            });
+        }
+    }
+
+    fn perform(&mut self, action: Action) -> Result<(), VmmError> {
+        tracing::trace!(?action);
+        match action {
+            Action::Send(message) => {
+                if matches!(message, Message::HandOver(_)) {
+                    self.vmm.released();
+                }
+                let bytes = match message {
+                    // The user's wish to end must neither tear the hand-over apart nor keep the reason from the target.
+                    Message::HandOver(_) | Message::Abort(_) => {
+                        self.link.send_uncancelled(&message, LAST_WORD_TIMEOUT)?
+                    }
+                    _ => self.link.send(&message)?,
+                };
+                self.source.handle_message_sent(self.now(), bytes);
+            }
+            Action::Scan => {
+                self.written.clear();
+                let stats = self.vmm.scan(&mut self.written)?;
+                self.source.handle_scan(self.now(), stats.duration, &self.written);
+            }
+            Action::SendPages { runs, rearm } => {
+                let sent = self.send_pages(&runs, rearm)?;
+                self.source.handle_pages_sent(self.now(), &sent);
+            }
+            Action::Pause => {
+                tracing::debug!(pending = self.source.pending_pages(), "pausing the guest");
+                let stopped_at = self.vmm.pause()?.saturating_duration_since(self.start);
+                self.source.handle_paused(self.now(), stopped_at);
+            }
+            Action::SendDeviceState => {
+                let (state_bytes, wire_bytes) = self.send_device_state()?;
+                self.source.handle_device_state_sent(self.now(), state_bytes, wire_bytes);
+            }
+            Action::SendDigests => {
+                let bytes = self.send_digests()?;
+                self.source.handle_digests_sent(self.now(), bytes);
+            }
+            Action::Resume => {
+                self.vmm.resume()?;
+                self.source.handle_resumed(self.now());
+            }
+            Action::End => {}
+        }
+        Ok(())
+    }
+
+    fn send_pages(&mut self, runs: &[PageRun], rearm: bool) -> Result<SentPages, VmmError> {
+        let mut sent = SentPages::default();
+        let mut zero = ZeroRuns::default();
+        for &run in runs {
+            if rearm {
+                // Whatever is written from here on is reported again by a later scan.
+                self.vmm.scan_run(run, &mut sent.written)?;
+            }
+            let mut left = Some(run);
+            while let Some(run) = left {
+                let (piece, rest) = run.split_front(MAX_PAGES_PER_FRAME);
+                left = rest;
+                let buffer = &mut self.buffer[..(piece.count * PAGE_BYTES) as usize];
+                self.vmm.memory().read(piece, buffer)?;
+                for (stretch, is_zero) in stretches(piece, buffer) {
+                    if is_zero {
+                        sent.zero_pages += stretch.count;
+                        zero.push(stretch);
+                        if zero.is_full() {
+                            sent.zero_bytes += self.link.send(&zero.take())?;
+                        }
+                    } else {
+                        let data = page_bytes(piece, buffer, stretch);
+                        sent.raw_pages += stretch.count;
+                        sent.raw_bytes += self.link.send(&Message::Pages(Pages { run: stretch, data }))?;
+                    }
+                }
+            }
+        }
+        if !zero.is_empty() {
+            sent.zero_bytes += self.link.send(&zero.take())?;
+        }
+        Ok(sent)
+    }
+
+    fn send_device_state(&mut self) -> Result<(u64, u64), VmmError> {
+        let (mut state_bytes, mut wire_bytes) = (0, 0);
+        let link = &mut self.link;
+        self.vmm.save_device_state(&mut |piece| {
+            for chunk in piece.chunks(MAX_DEVICE_CHUNK_BYTES) {
+                state_bytes += chunk.len() as u64;
+                wire_bytes += link.send(&Message::DeviceState(chunk))?;
+            }
+            Ok(())
+        })?;
+        Ok((state_bytes, wire_bytes))
+    }
+
+    fn send_digests(&mut self) -> Result<u64, VmmError> {
+        let mut bytes = 0;
+        let mut left = Some(PageRun::new(0, self.total_pages));
+        while let Some(run) = left {
+            // Small enough that the target compares while the next ones are computed.
+            let (piece, rest) = run.split_front(MAX_DIGESTS_PER_FRAME.min(4096));
+            left = rest;
+            let digests = digests(self.vmm.memory(), piece, &mut self.buffer)?;
+            bytes += self.link.send(&Message::Digests(Digests { first: piece.first.0, digests }))?;
+        }
+        Ok(bytes)
+    }
+}
+
+/// Digests of the pages of `run`, read through `buffer`, which holds at least one page.
+pub(crate) fn digests(memory: &GuestMemory, run: PageRun, buffer: &mut [u8]) -> Result<Vec<u64>, VmmError> {
+    let mut digests = Vec::with_capacity(run.count as usize);
+    let mut left = Some(run);
+    while let Some(run) = left {
+        let (piece, rest) = run.split_front(buffer.len() as u64 / PAGE_BYTES);
+        left = rest;
+        let content = &mut buffer[..(piece.count * PAGE_BYTES) as usize];
+        memory.read(piece, content)?;
+        digests.extend(content.chunks_exact(PAGE_BYTES as usize).map(page_digest));
+    }
+    Ok(digests)
+}
+
+/// The runs of zero pages that go in one message.
+#[derive(Debug, Default)]
+struct ZeroRuns(Vec<PageRun>);
+
+impl ZeroRuns {
+    fn push(&mut self, run: PageRun) {
+        match self.0.last_mut() {
+            Some(last) if last.end() == run.first.0 => last.count += run.count,
+            Some(_) | None => self.0.push(run),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.0.len() as u64 >= MAX_ZERO_RUNS_PER_FRAME
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn take(&mut self) -> Message<'static> {
+        Message::Zero(std::mem::take(&mut self.0))
+    }
+}
+
+/// Cuts a run of pages into stretches that are all zero or all not.
+fn stretches(run: PageRun, content: &[u8]) -> impl Iterator<Item = (PageRun, bool)> {
+    let mut zero = content.chunks_exact(PAGE_BYTES as usize).map(is_zero).peekable();
+    let mut first = run.first.0;
+    std::iter::from_fn(move || {
+        let kind = zero.next()?;
+        let mut count = 1;
+        while zero.next_if_eq(&kind).is_some() {
+            count += 1;
+        }
+        first += count;
+        Some((PageRun::new(first - count, count), kind))
+    })
+}
+
+/// The bytes of `stretch` in the content of `run`.
+fn page_bytes(run: PageRun, content: &[u8], stretch: PageRun) -> &[u8] {
+    let start = (stretch.first.0 - run.first.0) * PAGE_BYTES;
+    &content[start as usize..(start + stretch.count * PAGE_BYTES) as usize]
+}
+
+/// Whether all bytes of a page are zero. Most pages show in their first bytes that they are not.
+fn is_zero(page: &[u8]) -> bool {
+    page.chunks(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
+
+fn migration_id() -> Result<MigrationId, VmmError> {
+    let mut id = [0; 16];
+    let mut filled = 0;
+    while filled < id.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(&mut id[filled..], flags)
+            .map_err(|source| VmmError::Host { what: "draw a random migration id", source: source.into() })?;
+    }
+    Ok(MigrationId(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_cover_the_run_and_tell_zero_pages() {
+        let page = PAGE_BYTES as usize;
+        let mut content = vec![0; 6 * page];
+        content[page] = 1;
+        content[3 * page - 1] = 1;
+        content[5 * page + 4095] = 1;
+        let found: Vec<_> = stretches(PageRun::new(10, 6), &content).collect();
+        let expected = [
+            (PageRun::new(10, 1), true),
+            (PageRun::new(11, 2), false),
+            (PageRun::new(13, 2), true),
+            (PageRun::new(15, 1), false),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(page_bytes(PageRun::new(10, 6), &content, PageRun::new(11, 2)), &content[page..3 * page]);
+    }
+
+    #[test]
+    fn migration_ids_differ() {
+        assert_ne!(migration_id().unwrap(), migration_id().unwrap());
+    }
+}

@@ -1,0 +1,231 @@
+//! The target's driver: reads frames, puts what they hold in place, and runs the guest after the hand-over.
+
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use vmferry_core::engine::{Apply, Target, TargetAction, TargetConfig, TargetOutcome};
+use vmferry_core::pages::PAGE_BYTES;
+use vmferry_core::wire::{MAX_PAGES_PER_FRAME, Message};
+
+use crate::cancel::Cancel;
+use crate::link::{Link, LinkError};
+use crate::memory::GuestMemory;
+use crate::source::digests;
+use crate::vmm::{TargetVmm, VmmError, describe};
+
+/// The most that a waiting driver sleeps before it looks at the clock again.
+const WAIT_MAX: Duration = Duration::from_millis(200);
+/// How long the last message may take to leave.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How a migration ended, as the target saw it.
+#[derive(Debug, Clone, Serialize)]
+pub struct TargetReport {
+    /// `completed`, `failed`, or `in_doubt` where the guest was handed over and does not run.
+    pub outcome: &'static str,
+    /// Why, where it did not complete.
+    pub reason: Option<String>,
+    /// The migration's name, once a source was accepted.
+    pub migration_id: Option<String>,
+    /// From the first byte to the end.
+    pub total_ms: f64,
+    /// Bytes of frames received.
+    pub wire_bytes: u64,
+    /// Pages compared with the source's digests, if it sent any.
+    pub verified_pages: Option<u64>,
+    /// How many of them differ.
+    pub mismatched_pages: Option<u64>,
+    /// Whether the VMM is untouched by device state and can take another attempt.
+    pub can_retry: bool,
+}
+
+/// Receives one migration over `stream`. Returns how it ended; the guest runs here exactly if it completed.
+///
+/// # Errors
+/// [`VmmError`] before anything was received.
+pub fn receive(
+    vmm: &mut dyn TargetVmm,
+    stream: TcpStream,
+    stall_timeout: Duration,
+    cancel: &Cancel,
+) -> Result<TargetReport, VmmError> {
+    let link = Link::new(stream, stall_timeout, cancel.clone())?;
+    let machine = vmm.machine();
+    let config = TargetConfig {
+        layout: vmm.memory().layout().clone(),
+        machine: machine.kind,
+        vcpus: machine.vcpus,
+        stall_timeout,
+    };
+    let driver = Driver {
+        vmm,
+        link,
+        target: Target::new(config),
+        start: Instant::now(),
+        device_state: Vec::new(),
+        buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
+        link_lost: false,
+    };
+    Ok(driver.run(cancel))
+}
+
+struct Driver<'a> {
+    vmm: &'a mut dyn TargetVmm,
+    link: Link,
+    target: Target,
+    start: Instant,
+    device_state: Vec<u8>,
+    buffer: Vec<u8>,
+    link_lost: bool,
+}
+
+impl Driver<'_> {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn run(mut self, cancel: &Cancel) -> TargetReport {
+        let mut cancelled = false;
+        loop {
+            self.hear();
+            if !cancelled && cancel.is_cancelled() {
+                cancelled = true;
+                self.target.handle_cancel();
+            }
+            match self.target.poll_action(self.now()) {
+                Some(TargetAction::End) => break,
+                Some(action) => self.perform(action),
+                None => self.wait(),
+            }
+        }
+        self.report()
+    }
+
+    fn wait(&mut self) {
+        let until = self.target.poll_timeout().unwrap_or(Duration::MAX);
+        let wait = until.saturating_sub(self.now()).min(WAIT_MAX);
+        if !wait.is_zero()
+            && let Err(error) = self.link.wait_readable(wait)
+        {
+            self.target.handle_failure(describe(&error));
+        }
+    }
+
+    /// Takes in what has arrived, until an answer is due.
+    fn hear(&mut self) {
+        // One frame at a time: each is confirmed, and the confirmations drive the source's window.
+        if self.link_lost || self.target.outcome().is_some() {
+            return;
+        }
+        let now = self.start.elapsed();
+        let result = match self.link.receive() {
+            Ok(None) => return,
+            Ok(Some((message, frame_bytes))) => {
+                let apply = self.target.handle_message(now, &message, frame_bytes);
+                put_in_place(self.vmm.memory(), apply, message, &mut self.device_state, &mut self.buffer)
+                    .map(|mismatched| self.target.handle_applied(apply, &mismatched))
+            }
+            Err(error) => Err(VmmError::Link(error)),
+        };
+        match result {
+            Ok(()) => {}
+            Err(VmmError::Link(LinkError::Closed)) => {
+                self.link_lost = true;
+                self.target.handle_connection_lost();
+            }
+            Err(VmmError::Link(LinkError::Cancelled)) => {
+                self.link_lost = true;
+                self.target.handle_cancel();
+            }
+            Err(error) => self.target.handle_failure(describe(&error)),
+        }
+    }
+
+    fn perform(&mut self, action: TargetAction) {
+        tracing::trace!(?action);
+        match action {
+            TargetAction::Send(message) => self.send(&message),
+            TargetAction::Load => match self.vmm.load(&self.device_state) {
+                Ok(()) => self.target.handle_loaded(self.start.elapsed()),
+                Err(error) => self.target.handle_failure(describe(&error)),
+            },
+            TargetAction::Run => match self.vmm.run() {
+                Ok(()) => self.target.handle_running(self.start.elapsed()),
+                Err(error) => self.target.handle_failure(describe(&error)),
+            },
+            TargetAction::End => {}
+        }
+    }
+
+    fn send(&mut self, message: &Message<'_>) {
+        if self.link_lost {
+            return;
+        }
+        let result = match message {
+            // The user's wish to end must not keep the reason from the source.
+            Message::Abort(_) => self.link.send_uncancelled(message, LAST_WORD_TIMEOUT),
+            _ => self.link.send(message),
+        };
+        match result {
+            Ok(_) => {}
+            Err(LinkError::Cancelled) => {
+                self.link_lost = true;
+                self.target.handle_cancel();
+            }
+            Err(_) => {
+                self.link_lost = true;
+                self.target.handle_connection_lost();
+            }
+        }
+    }
+
+    fn report(&self) -> TargetReport {
+        let (outcome, reason, can_retry) = match self.target.outcome() {
+            Some(TargetOutcome::Running) => ("completed", None, false),
+            Some(TargetOutcome::Failed { error, handed_over, loaded }) => {
+                (if *handed_over { "in_doubt" } else { "failed" }, Some(error.to_string()), !loaded)
+            }
+            None => ("failed", None, true),
+        };
+        let verified = self.target.verified();
+        TargetReport {
+            outcome,
+            reason,
+            migration_id: self.target.migration().map(|id| id.to_string()),
+            total_ms: self.now().as_secs_f64() * 1e3,
+            wire_bytes: self.target.received_bytes(),
+            verified_pages: verified.map(|(pages, _)| pages),
+            mismatched_pages: verified.map(|(_, mismatched)| mismatched),
+            can_retry,
+        }
+    }
+}
+
+/// Does what the state machine found right to do with a message; the pages that differ, for a comparison.
+fn put_in_place(
+    memory: &GuestMemory,
+    apply: Apply,
+    message: Message<'_>,
+    device_state: &mut Vec<u8>,
+    buffer: &mut [u8],
+) -> Result<Vec<u64>, VmmError> {
+    match (apply, message) {
+        (Apply::WritePages(run), Message::Pages(pages)) => memory.write(run, pages.data)?,
+        (Apply::ZeroPages, Message::Zero(runs)) => {
+            for run in runs {
+                memory.zero(run)?;
+            }
+        }
+        (Apply::KeepDeviceState, Message::DeviceState(piece)) => device_state.extend_from_slice(piece),
+        (Apply::Compare(run), Message::Digests(sent)) => {
+            let found = digests(memory, run, buffer)?;
+            let pairs = found.iter().zip(&sent.digests).enumerate();
+            let differ = pairs.filter(|(_, (found, sent))| found != sent);
+            return Ok(differ.map(|(index, _)| run.first.0 + index as u64).collect());
+        }
+        (Apply::Nothing, _) => {}
+        (apply, message) => unreachable!("{apply:?} was asked for `{}`", message.name()),
+    }
+    Ok(Vec::new())
+}

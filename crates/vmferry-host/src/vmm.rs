@@ -1,0 +1,166 @@
+//! What a driver needs of a virtual machine monitor, on either side.
+
+use std::time::{Duration, Instant};
+
+use vmferry_core::pages::PageRun;
+use vmferry_core::plan::FixedCosts;
+
+use crate::embedded::EmbeddedError;
+use crate::link::LinkError;
+use crate::memory::{GuestMemory, MemoryError};
+use crate::qemu::{ControlError, QemuError};
+use crate::track::{ScanStats, TrackError};
+
+/// What identifies a guest to the other side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The VMM's machine type.
+    pub kind: String,
+    /// The guest's processors.
+    pub vcpus: u32,
+}
+
+/// Why a VMM did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VmmError {
+    /// QEMU's process or RAM.
+    #[error(transparent)]
+    Qemu(#[from] QemuError),
+    /// QEMU's migration.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The embedded guest.
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    /// Tracking of writes.
+    #[error(transparent)]
+    Track(#[from] TrackError),
+    /// Guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The connection to the other side.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The guest cannot be moved as it is.
+    #[error("this guest cannot be moved: {reasons}")]
+    Unfit {
+        /// All reasons, each with what to change.
+        reasons: String,
+    },
+    /// The device state is larger than any is.
+    #[error("the device state exceeds {limit} bytes")]
+    DeviceStateTooLarge {
+        /// The limit.
+        limit: u64,
+    },
+    /// The VMM did not end its device state in time.
+    #[error("the VMM did not save its device state within {ms} ms")]
+    DeviceStateLate {
+        /// The limit.
+        ms: u128,
+    },
+    /// The guest does not run after it was told to.
+    #[error("the guest is `{run_state}` after it was told to run")]
+    NotRunning {
+        /// Its state.
+        run_state: String,
+    },
+    /// The system refused.
+    #[error("cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The guest on the source.
+///
+/// Dropping it without [`Self::resume`] or [`Self::released`] must leave a guest that runs.
+pub trait SourceVmm {
+    /// What the target must be, too.
+    fn machine(&self) -> Machine;
+
+    /// The guest's RAM.
+    fn memory(&self) -> &GuestMemory;
+
+    /// What the stop phase usually costs besides copying.
+    fn fixed_costs(&self) -> FixedCosts;
+
+    /// Appends the pages written since the last scan, and re-arms them.
+    ///
+    /// # Errors
+    /// The VMM may have ended.
+    fn scan(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError>;
+
+    /// As [`Self::scan`], for some pages.
+    ///
+    /// # Errors
+    /// The VMM may have ended.
+    fn scan_run(&mut self, run: PageRun, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError>;
+
+    /// Stops the guest, ready to save its device state. Paused on success; on an error it may be either. Returns when it
+    /// stopped.
+    ///
+    /// # Errors
+    /// The guest must then be resumed.
+    fn pause(&mut self) -> Result<Instant, VmmError>;
+
+    /// Saves the device state of the paused guest, in pieces of any size.
+    ///
+    /// # Errors
+    /// The guest must then be resumed; also those of `sink`.
+    fn save_device_state(&mut self, sink: &mut dyn FnMut(&[u8]) -> Result<(), LinkError>) -> Result<(), VmmError>;
+
+    /// Runs the guest here, whatever happened so far; a running guest stays so.
+    ///
+    /// # Errors
+    /// The guest may stand still.
+    fn resume(&mut self) -> Result<(), VmmError>;
+
+    /// The hand-over is about to be sent: from now on nothing may run the guest here.
+    fn released(&mut self);
+}
+
+/// The guest on the target, which must not run before [`Self::run`].
+pub trait TargetVmm {
+    /// What the source must be, too.
+    fn machine(&self) -> Machine;
+
+    /// The guest's RAM.
+    fn memory(&self) -> &GuestMemory;
+
+    /// Loads the device state; the guest is paused afterwards.
+    ///
+    /// # Errors
+    /// The VMM is then of no further use.
+    fn load(&mut self, device_state: &[u8]) -> Result<(), VmmError>;
+
+    /// Runs the guest, and tells the network.
+    ///
+    /// # Errors
+    /// The guest does not run here.
+    fn run(&mut self) -> Result<(), VmmError>;
+}
+
+/// An error with all its causes, on one line.
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        // `transparent` errors say the same as their cause.
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// How long a VMM may take for one step of the stop phase.
+pub(crate) const STEP_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,153 @@
+//! `vmferry migrate` and `vmferry receive`.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::event::{PollFd, PollFlags};
+use vmferry_core::engine::OutcomeKind;
+use vmferry_host::{Cancel, GuardProgram, QemuSource, QemuTarget, TargetReport};
+
+use crate::cli::{MigrateArgs, ReceiveArgs};
+use crate::output::{Display, cancel_on_signals, describe_report, print_json};
+
+/// How long connecting to the target may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) fn migrate(args: &MigrateArgs) -> anyhow::Result<ExitCode> {
+    let options = args.tuning.options(args.bandwidth).map_err(anyhow::Error::msg)?;
+    let cancel = cancel_on_signals()?;
+    let stream = connect(&args.to)?;
+    let guard = guard_program()?;
+    let mut source = QemuSource::attach(&args.qmp, args.pid, Some(&guard))?;
+    let mut display = Display::new();
+    let report =
+        vmferry_host::migrate(&mut source, stream, &options, &cancel, &mut |progress| display.update(progress));
+    display.finish();
+    let report = report?;
+    if report.outcome == OutcomeKind::Completed && args.quit_source {
+        source.quit().context("the guest runs on the target, but the source's QEMU did not end")?;
+    }
+    drop(source);
+    if args.tuning.json {
+        print_json(&report)?;
+    } else {
+        print!("{}", describe_report(&report));
+    }
+    Ok(crate::exit_code(report.outcome))
+}
+
+/// This program, as the guard of its own migration.
+pub(crate) fn guard_program() -> anyhow::Result<GuardProgram> {
+    let program = std::env::current_exe().context("cannot find the vmferry program to start its guard")?;
+    Ok(GuardProgram { program, arguments: vec!["guard".into()] })
+}
+
+fn connect(to: &str) -> anyhow::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> = to
+        .to_socket_addrs()
+        .with_context(|| format!("`{to}` is not an address to connect to; write HOST:PORT"))?
+        .collect();
+    let mut last = None;
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(stream) => {
+                warn_of_clear_text(address);
+                return Ok(stream);
+            }
+            Err(error) => last = Some(error),
+        }
+    }
+    match last {
+        Some(error) => Err(error).with_context(|| {
+            format!("cannot connect to {to}: is `vmferry receive` waiting there, and may we reach it?")
+        }),
+        None => bail!("`{to}` has no address"),
+    }
+}
+
+fn warn_of_clear_text(address: SocketAddr) {
+    if !address.ip().is_loopback() {
+        eprintln!("vmferry: warning: the connection to {address} is not encrypted: use it on a network that you trust");
+    }
+}
+
+pub(crate) fn receive(args: &ReceiveArgs) -> anyhow::Result<ExitCode> {
+    if args.stall_timeout < Duration::from_millis(1) {
+        bail!("--stall-timeout must be at least 1ms");
+    }
+    let cancel = cancel_on_signals()?;
+    let mut target = QemuTarget::attach(&args.qmp, args.pid)?;
+    let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let address = listener.local_addr().context("cannot tell the address listened on")?;
+    // On standard error, so that --json leaves one document on standard output.
+    eprintln!("listening on {address}");
+    std::io::stderr().flush().context("cannot write to standard error")?;
+    let report = loop {
+        let Some((stream, peer)) = accept(&listener, &cancel)? else {
+            eprintln!("cancelled; no guest was received");
+            return Ok(crate::exit_code(OutcomeKind::Cancelled));
+        };
+        tracing::info!(%peer, "connected");
+        warn_of_clear_text(peer);
+        let report = vmferry_host::receive(&mut target, stream, args.stall_timeout, &cancel)?;
+        if report.migration_id.is_some() || cancel.is_cancelled() {
+            break report;
+        }
+        // A port scan, or a source with another guest: not the one we wait for.
+        let reason = report.reason.as_deref().unwrap_or("unknown");
+        eprintln!("vmferry: {peer} was turned away: {reason}; still listening on {address}");
+    };
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print!("{}", describe_target(&report));
+    }
+    Ok(match report.outcome {
+        "completed" => ExitCode::SUCCESS,
+        "in_doubt" => ExitCode::from(4),
+        _ if cancel.is_cancelled() => ExitCode::from(130),
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// The next connection; `None` once cancelled.
+fn accept(listener: &TcpListener, cancel: &Cancel) -> anyhow::Result<Option<(TcpStream, SocketAddr)>> {
+    loop {
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::from_borrowed_fd(cancel.as_fd(), PollFlags::IN)];
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait for a connection"),
+        }
+        if cancel.is_cancelled() {
+            return Ok(None);
+        }
+        if !fds[0].revents().is_empty() {
+            return listener.accept().map(Some).context("cannot accept a connection");
+        }
+    }
+}
+
+fn describe_target(report: &TargetReport) -> String {
+    let mut text = match report.outcome {
+        "completed" => "The guest runs here.\n".to_owned(),
+        "in_doubt" => {
+            "The guest was handed over and does not run here. See the reason; the source stays paused.\n".to_owned()
+        }
+        _ if report.can_retry => {
+            "No guest was received; it runs on the source. This QEMU can take another attempt.\n".to_owned()
+        }
+        _ => "No guest was received; it runs on the source. Start this QEMU anew for another attempt.\n".to_owned(),
+    };
+    if let Some(reason) = &report.reason {
+        text.push_str(&format!("  reason        {reason}\n"));
+    }
+    text.push_str(&format!("  received      {}\n", crate::units::show_bytes(report.wire_bytes)));
+    if let (Some(pages), Some(mismatched)) = (report.verified_pages, report.mismatched_pages) {
+        text.push_str(&format!("  verification  {pages} pages compared, {mismatched} differ\n"));
+    }
+    text
+}

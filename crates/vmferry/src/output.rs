@@ -1,0 +1,174 @@
+//! What people see: progress and the final report.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vmferry_core::engine::{OutcomeKind, Report};
+use vmferry_core::pages::PAGE_BYTES;
+use vmferry_host::{Cancel, Progress};
+
+use crate::units::{show_bytes, show_ms, show_rate};
+
+/// How often a line is written where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A cancellation that Ctrl-C, SIGTERM and SIGHUP set off.
+pub(crate) fn cancel_on_signals() -> anyhow::Result<Cancel> {
+    let cancel = Cancel::new().context("cannot prepare for signals")?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        let end = cancel.signal_end().context("cannot prepare for signals")?;
+        signal_hook::low_level::pipe::register(signal, end).context("cannot prepare for signals")?;
+    }
+    Ok(cancel)
+}
+
+/// A progress bar on a terminal, lines elsewhere; always on standard error.
+pub(crate) struct Display {
+    bar: Option<ProgressBar>,
+    line_at: Instant,
+}
+
+impl Display {
+    pub(crate) fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{msg:24!} [{bar:30}] {prefix}").expect("a valid template");
+            ProgressBar::new(1).with_style(style.progress_chars("=> "))
+        });
+        Self { bar, line_at: Instant::now() }
+    }
+
+    pub(crate) fn update(&mut self, progress: &Progress) {
+        let rate = progress.bandwidth_bytes_per_s.map_or(String::new(), |rate| format!(", {}", show_rate(rate)));
+        let figures = format!(
+            "pass {}, {} left, {} sent{rate}",
+            progress.pass,
+            show_bytes(progress.pending_pages * PAGE_BYTES),
+            show_bytes(progress.wire_bytes),
+        );
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(progress.total_pages);
+                bar.set_position(progress.total_pages - progress.pending_pages);
+                bar.set_message(progress.doing);
+                bar.set_prefix(figures);
+            }
+            None if self.line_at.elapsed() >= LINE_INTERVAL => {
+                self.line_at = Instant::now();
+                eprintln!("{:.1} s: {}: {figures}", progress.elapsed.as_secs_f64(), progress.doing);
+            }
+            None => {}
+        }
+    }
+
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Prints a document on standard output.
+pub(crate) fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, document).context("cannot write to standard output")?;
+    writeln!(out).context("cannot write to standard output")
+}
+
+/// The report of a migration in words.
+pub(crate) fn describe_report(report: &Report) -> String {
+    let mut text = match report.outcome {
+        OutcomeKind::Completed => "The guest runs on the target.\n".to_owned(),
+        OutcomeKind::Cancelled => "Cancelled. The guest runs on the source.\n".to_owned(),
+        OutcomeKind::NotConverged => "The guest runs on the source: the migration did not converge.\n".to_owned(),
+        OutcomeKind::Failed => "The guest runs on the source: the migration failed.\n".to_owned(),
+        OutcomeKind::InDoubt => "IN DOUBT: the guest was handed over, and the target did not answer.\n\
+             The source stays paused. Ask the target's QEMU with query-status: if the guest is `running` there, end the\n\
+             source's QEMU; if the target is gone or not running, end the target first, then give `cont` to the source.\n"
+            .to_owned(),
+    };
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<14}{value}\n"));
+    if let Some(reason) = &report.reason {
+        line("reason", reason.clone());
+    }
+    let phases = report.phases;
+    line(
+        "total time",
+        format!(
+            "{}  (connect {}, observe {}, push {})",
+            show_ms(report.total_ms),
+            show_ms(phases.connect_ms),
+            show_ms(phases.observe_ms),
+            show_ms(phases.push_ms)
+        ),
+    );
+    if report.downtime_ms > 0.0 {
+        line("downtime", format!("{} of {} allowed", show_ms(report.downtime_ms), show_ms(report.downtime_limit_ms)));
+        let parts = report.downtime;
+        let parts = [
+            ("pause", parts.pause_ms),
+            ("scan", parts.scan_ms),
+            ("copy", parts.copy_ms),
+            ("device state", parts.device_state_ms),
+            ("verify", parts.verify_ms),
+            ("load", parts.load_ms),
+            ("resume", parts.resume_ms),
+        ];
+        let parts: Vec<String> =
+            parts.iter().filter(|(_, ms)| *ms > 0.0).map(|(name, ms)| format!("{name} {}", show_ms(*ms))).collect();
+        line("", parts.join(", "));
+    }
+    let wire = report.wire;
+    line(
+        "sent",
+        format!(
+            "{}  ({} while running, {} while paused)",
+            show_bytes(report.wire_bytes),
+            show_bytes(wire.push_bytes),
+            show_bytes(wire.stop_bytes)
+        ),
+    );
+    let pages = report.pages;
+    line(
+        "pages",
+        format!(
+            "{} in all; {} sent, {} zero, {} of these again; {} passes",
+            pages.total, pages.sent, pages.zero, pages.resent, report.passes
+        ),
+    );
+    let set = &report.working_set;
+    let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0));
+    line(
+        "working set",
+        format!(
+            "{} pages held back by {}; precision {}, recall {}",
+            set.pages,
+            set.predictor,
+            share(set.precision),
+            share(set.recall)
+        ),
+    );
+    if let Some(rate) = report.bandwidth_bytes_per_s {
+        let dirty = report.dirty_pages_per_s.unwrap_or(0.0);
+        line("rates", format!("path {}, guest writes {}", show_rate(rate), show_rate(dirty * PAGE_BYTES as f64)));
+    }
+    let tracking = report.tracking;
+    if tracking.scans > 0 {
+        line(
+            "tracking",
+            format!(
+                "{} scans, {} on average, {} at most",
+                tracking.scans,
+                show_ms(tracking.scan_ms / tracking.scans as f64),
+                show_ms(tracking.scan_max_ms)
+            ),
+        );
+    }
+    if let Some(verify) = report.verify {
+        line("verification", format!("{} pages compared, {} differ", verify.pages, verify.mismatched));
+    }
+    text
+}
