@@ -1,8 +1,8 @@
 //! What write tracking costs: the writer, tracked at 20 epochs a second against untracked in turn; the scan, by how
 //! much was written; the stop of the VMM at attach.
 //!
-//! Run with `cargo run --release -p vmferry-host --example track_bench`. Needs the right to trace a child, which root has, and any user
-//! where `kernel.yama.ptrace_scope` is 0 or 1.
+//! Run with `cargo run --release -p vmferry-host --example track_bench`. Needs the right to trace a child, which root
+//! has, and any user where `kernel.yama.ptrace_scope` is 0 or 1.
 
 #[path = "../tests/track_support/mod.rs"]
 mod track_support;

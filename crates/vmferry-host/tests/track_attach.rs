@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use track_support::{Kind, PAGE, Process, Vmm, is_root};
+use track_support::{Kind, PAGE, Process, Vmm, is_root, spawn_when_written};
 use vmferry_core::pages::PageRun;
 use vmferry_host::track::{Region, TrackError, Tracker};
 
@@ -305,7 +305,7 @@ fn a_32_bit_vmm_is_refused() {
     let file = TemporaryFile::new("elf32");
     fs::write(&file.0, &elf).unwrap();
     fs::set_permissions(&file.0, fs::Permissions::from_mode(0o755)).unwrap();
-    let child = match Command::new(&file.0).stdin(Stdio::null()).spawn() {
+    let child = match spawn_when_written(Command::new(&file.0).stdin(Stdio::null())) {
         Ok(child) => Running(child),
         Err(error) => {
             println!("NOT TESTED: this kernel runs no 32-bit programs: {error}");

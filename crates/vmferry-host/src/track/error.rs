@@ -27,8 +27,8 @@ pub enum TrackError {
     VmmExited,
     /// The kernel does not let us near the VMM.
     #[error(
-        "not allowed to trace process {pid}; run vmferry as root or with CAP_SYS_PTRACE, or as the VMM's own user where \
-         kernel.yama.ptrace_scope is 0 and the VMM is dumpable"
+        "not allowed to trace process {pid}; run vmferry as root or with CAP_SYS_PTRACE, or as the VMM's own user \
+         where kernel.yama.ptrace_scope is 0 and the VMM is dumpable"
     )]
     NotPermitted {
         /// The VMM's process id.
@@ -57,8 +57,8 @@ pub enum TrackError {
     },
     /// No thread of the VMM stopped in time.
     #[error(
-        "none of {threads} threads of process {pid} stopped within {waited_ms} ms; the VMM hangs in the kernel (state D \
-         in ps, often a dead disk or network file system): cure that, then try again"
+        "none of {threads} threads of process {pid} stopped within {waited_ms} ms; the VMM hangs in the kernel \
+         (state D in ps, often a dead disk or network file system): cure that, then try again"
     )]
     DoesNotStop {
         /// The VMM's process id.
@@ -136,8 +136,8 @@ pub enum TrackError {
     },
     /// The kernel cannot write-protect this kind of memory.
     #[error(
-        "the kernel cannot write-protect the {bytes} bytes of guest RAM at {address:#x}; give the guest RAM on /dev/shm, \
-         another tmpfs or hugetlbfs (memory-backend-file,share=on), in whole pages of the backing file"
+        "the kernel cannot write-protect the {bytes} bytes of guest RAM at {address:#x}; give the guest RAM on \
+         /dev/shm, another tmpfs or hugetlbfs (memory-backend-file,share=on), in whole pages of the backing file"
     )]
     NotProtectable {
         /// Where the region begins.
@@ -159,8 +159,8 @@ pub enum TrackError {
     },
     /// A tracked region was unmapped or mapped anew. What was written since the last scan is not known.
     #[error(
-        "the VMM unmapped or remapped guest RAM at {address:#x} while it was tracked ({pages:?}); attach again and take \
-         all pages as written"
+        "the VMM unmapped or remapped guest RAM at {address:#x} while it was tracked ({pages:?}); attach again and \
+         take all pages as written"
     )]
     RegionGone {
         /// Where the region began.

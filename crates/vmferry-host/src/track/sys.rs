@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use rustix::ioctl::{Opcode, opcode};
 use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags};
 
-/// `UFFD_USER_MODE_ONLY`: an unprivileged process may create the descriptor whatever `vm.unprivileged_userfaultfd` says.
+/// `UFFD_USER_MODE_ONLY`: an unprivileged process may create the descriptor, whatever `vm.unprivileged_userfaultfd`
+/// says.
 pub(super) const UFFD_USER_MODE_ONLY: u32 = 1;
 /// The flags every userfaultfd of ours is created with.
 pub(super) const UFFD_FLAGS: u32 =

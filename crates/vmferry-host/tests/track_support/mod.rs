@@ -1,9 +1,9 @@
 //! A VMM of our own for the tests of write tracking: a process with shared RAM that does what it is told.
 //!
 //! The test's own binary is run again with [`ROLE`] set. It then becomes the child before `main` would start the test
-//! harness, for two reasons: the child must act on the process's main thread, the one that is entered, which the harness
-//! keeps for itself; and a program of its own would have to be a target that the package does not ship. Both sides talk
-//! in lines over a socket, which is the child's standard input.
+//! harness, for two reasons: the child must act on the process's main thread, the one that is entered, which the
+//! harness keeps for itself; and a program of its own would have to be a target that the package does not ship. Both
+//! sides talk in lines over a socket, which is the child's standard input.
 
 #![expect(unsafe_code, reason = "maps RAM, blocks in raw system calls and installs filters, as a VMM does")]
 #![allow(dead_code, reason = "each test file and the bench use a part of it")]
@@ -185,6 +185,17 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Starts a program that was just written. While another test forks, a copy of the descriptor it was written through
+/// may live on in a process that has not yet come to its exec, and the kernel runs no program that is open for writing.
+pub(crate) fn spawn_when_written(command: &mut Command) -> std::io::Result<Child> {
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+            result => return result,
+        }
     }
 }
 

@@ -264,9 +264,13 @@ fn enter(target: &Target, tid: i32, seccomp: bool, instruction: Option<u64>) -> 
     let instruction = match instruction {
         Some(address) => address,
         // A process in the middle of exec(2) has no text yet; one that has come to a stop is through with it.
-        None => find_system_call(target, tid)
-            .and_then(|found| found.ok_or(TrackError::NoSystemCallInstruction { pid }))
-            .map_err(Failure::Final)?,
+        None => match find_system_call(target, tid) {
+            Ok(Some(address)) => address,
+            // A process that was killed has lost its memory some time before it counts as dead.
+            Ok(None) if target.exited_within(EXIT_LIMIT) => return Err(Failure::Gone),
+            Ok(None) => return Err(Failure::Final(TrackError::NoSystemCallInstruction { pid })),
+            Err(error) => return Err(Failure::Final(error)),
+        },
     };
     if seccomp {
         // A filter may answer a call it does not know with death. Not even an operator who sees that coming wants it.
@@ -395,7 +399,7 @@ fn wait(tid: i32, limit: Duration) -> Result<Stop, Failure> {
     }
 }
 
-/// An address at which the process has a system call instruction; `None` also if its text is not there any more, or yet.
+/// An address at which the process has a system call instruction. `None` also if its text is gone, or not there yet.
 fn find_system_call(target: &Target, tid: i32) -> Result<Option<u64>, TrackError> {
     let wanted = arch::SYSTEM_CALL_INSTRUCTION;
     let (memory, mappings) = match (target.thread_file(tid, "mem"), target.executable_mappings(tid)) {
