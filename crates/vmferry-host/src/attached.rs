@@ -14,7 +14,7 @@ use vmferry_core::wire::MAX_DEVICE_STATE_BYTES;
 use crate::guard::{Guard, GuardProgram};
 use crate::link::LinkError;
 use crate::memory::GuestMemory;
-use crate::qemu::{QemuGuest, RamAccess, Settings, Severity};
+use crate::qemu::{Finding, Inspection, QemuGuest, RamAccess, Settings, Severity};
 use crate::track::{Region, ScanStats, Tracker};
 use crate::vmm::{Machine, STEP_TIMEOUT, SourceVmm, TargetVmm, VmmError};
 
@@ -94,9 +94,28 @@ impl QemuSource {
     }
 }
 
+/// Everything that decides whether a QEMU guest can be moved: QEMU's own facts, and whether its writes can be tracked.
+/// Changes nothing.
+///
+/// # Errors
+/// [`VmmError`], where the guest cannot even be looked at.
+pub fn inspect(guest: &mut QemuGuest) -> Result<Inspection, VmmError> {
+    let mut inspection = guest.inspect()?;
+    inspection.push(match crate::track::check(guest.pid()) {
+        Ok(()) => Finding::ok("tracking", "the guest's writes can be tracked"),
+        Err(error) => Finding::unfit(
+            "tracking",
+            "the guest's writes cannot be tracked",
+            crate::vmm::describe(&error),
+            "as said; Linux 6.7 or later and root or CAP_SYS_PTRACE are needed",
+        ),
+    });
+    Ok(inspection)
+}
+
 /// Refuses a guest that inspection finds unfit, with all reasons.
 fn refuse_unfit(guest: &mut QemuGuest) -> Result<(), VmmError> {
-    let inspection = guest.inspect()?;
+    let inspection = inspect(guest)?;
     if inspection.can_be_moved() {
         return Ok(());
     }

@@ -80,7 +80,7 @@ impl Guard {
 /// The guard's whole life, over its standard input. What it has to say goes to the log.
 ///
 /// # Errors
-/// If standard input is not what [`Guard::start`] gives, or the guest could not be continued.
+/// If standard input is not what the migration gives its guard, or the guest could not be continued.
 pub fn run_guard(stdin: OwnedFd) -> io::Result<()> {
     let mut channel = Channel::new(UnixStream::from(stdin));
     let Some((Charge { settings }, mut fds)) = channel.receive::<Charge>()? else { return Ok(()) };

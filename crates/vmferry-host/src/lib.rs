@@ -19,7 +19,7 @@ mod target;
 pub mod track;
 mod vmm;
 
-pub use attached::{QemuSource, QemuTarget};
+pub use attached::{QemuSource, QemuTarget, inspect};
 pub use cancel::Cancel;
 pub use embedded::{
     EmbeddedError, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, SelfCheck, pages_in, run_guest,

@@ -262,7 +262,7 @@ mod tests {
         let mut seen = 0;
         while seen < 100 {
             there.wait_readable(Duration::from_secs(10)).unwrap();
-            while let Some((message, bytes)) = there.receive().unwrap() {
+            if let Some((message, bytes)) = there.receive().unwrap() {
                 match message {
                     Message::Ping(number) => assert_eq!(number, seen / 2),
                     Message::Pages(pages) => assert!(pages.data.iter().all(|&byte| byte == 7)),

@@ -9,7 +9,7 @@ use crate::output::print_json;
 
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     let mut guest = QemuGuest::connect(&args.qmp, args.pid)?;
-    let inspection = guest.inspect()?;
+    let inspection = vmferry_host::inspect(&mut guest)?;
     if args.json {
         print_json(&inspection)?;
     } else {

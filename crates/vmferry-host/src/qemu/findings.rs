@@ -242,7 +242,7 @@ fn backend_findings(backend: &Backend, version: VersionTriple) -> Vec<Finding> {
     if let FileSystem::Other(magic) = mapping.file_system {
         return unfit(
             format!("RAM `{id}` is {} on an ordinary file system (type {magic:#x})", mapping.path),
-            "the kernel tracks writes to pages of tmpfs and hugetlbfs only",
+            "not every kernel tracks writes to the pages of a file on disk, and writing them back slows the guest down",
         );
     }
     let mut findings = vec![Finding::ok("ram", format!("RAM `{id}`: {} MiB shared, {}", bytes >> 20, mapping.path))];
@@ -250,8 +250,8 @@ fn backend_findings(backend: &Backend, version: VersionTriple) -> Vec<Finding> {
         findings.push(Finding::warning(
             "huge-pages",
             format!("RAM `{id}` may lie in transparent huge pages: {setting}"),
-            "writes are tracked per page; tracking refuses a block that has huge pages",
-            "mount the tmpfs with huge=never, or set shmem_enabled to never, and start the guest again",
+            "writes are tracked per small page, so huge ones are split for the time of the move: the guest may be slower",
+            "nothing, if that is acceptable; else mount the tmpfs with huge=never",
         ));
     }
     findings

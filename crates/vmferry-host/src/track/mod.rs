@@ -121,6 +121,16 @@ impl Region {
     }
 }
 
+/// Whether we may track the writes of process `pid`: the kernel can, we have the right to trace it, and nobody else
+/// does. The process is not touched.
+///
+/// # Errors
+/// [`TrackError`] says what stands against it.
+pub fn check(pid: u32) -> Result<(), TrackError> {
+    probe()?;
+    procfs::Target::open(pid)?.check_traceable()
+}
+
 /// What one scan found and cost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ScanStats {

@@ -105,6 +105,17 @@ impl Target {
         status_of(&text).ok_or(TrackError::Host { what: "reading a thread's status", source: Errno::INVAL })
     }
 
+    /// Whether the process may be traced by us, without tracing it: opening its memory needs the same right.
+    pub(super) fn check_traceable(&self) -> Result<(), TrackError> {
+        let leader = i32::try_from(self.pid).map_err(|_| TrackError::NoSuchProcess { pid: self.pid })?;
+        let tracer = self.status(leader)?.tracer;
+        if tracer != 0 {
+            let (tracer, name) = process_of(tracer);
+            return Err(TrackError::AlreadyTraced { pid: self.pid, tracer, name });
+        }
+        self.file("mem").map(drop)
+    }
+
     /// The process's threads, the leader first, some of them if there are many.
     pub(super) fn threads(&self) -> Result<Vec<i32>, TrackError> {
         let leader = i32::try_from(self.pid).map_err(|_| TrackError::NoSuchProcess { pid: self.pid })?;

@@ -43,7 +43,7 @@ struct GuestReport {
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let options = args.tuning.options(args.bandwidth.0).map_err(anyhow::Error::msg)?;
-    if args.memory < MEMORY_MIN_BYTES || args.memory % PAGE_BYTES != 0 {
+    if args.memory < MEMORY_MIN_BYTES || !args.memory.is_multiple_of(PAGE_BYTES) {
         bail!("--memory must be at least 1MiB and a multiple of {PAGE_BYTES} bytes");
     }
     let cancel = cancel_on_signals()?;

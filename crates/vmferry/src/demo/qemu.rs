@@ -89,7 +89,8 @@ impl Tools {
         let directories = tool_directories();
         let in_tools = |name: &str| directories.iter().map(|directory| directory.join(name)).find(|path| path.exists());
         let given = |flag: &Option<PathBuf>, name: &str| {
-            let path = flag.clone().or_else(|| in_tools(name)).with_context(|| format!("there is no {name}: {HELP}"))?;
+            let path =
+                flag.clone().or_else(|| in_tools(name)).with_context(|| format!("there is no {name}: {HELP}"))?;
             if path.exists() { Ok(path) } else { Err(anyhow::anyhow!("{} does not exist: {HELP}", path.display())) }
         };
         let qemu = match &args.qemu {
@@ -309,10 +310,8 @@ impl Serial {
             if Instant::now() >= deadline {
                 bail!("the guest said no `{word}` within {} s", timeout.as_secs());
             }
-            let (next, _) = self
-                .arrived
-                .wait_timeout(lines, Duration::from_millis(100))
-                .unwrap_or_else(PoisonError::into_inner);
+            let (next, _) =
+                self.arrived.wait_timeout(lines, Duration::from_millis(100)).unwrap_or_else(PoisonError::into_inner);
             lines = next;
         }
     }
