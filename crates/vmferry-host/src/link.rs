@@ -133,7 +133,7 @@ impl Link {
     /// # Errors
     /// [`LinkError::Io`].
     pub(crate) fn wait_readable(&self, timeout: Duration) -> Result<(), LinkError> {
-        if self.filled == self.taken || !self.holds_frame()? {
+        if !self.has_frame() {
             let fds = [(self.stream.as_fd(), PollFlags::IN), (self.cancel.as_fd(), PollFlags::IN)];
             wait(&fds, Some(timeout))?;
         }
@@ -159,10 +159,11 @@ impl Link {
         Ok(Some((self.reader.open(header, payload)?, frame_bytes as u64)))
     }
 
-    fn holds_frame(&self) -> Result<bool, LinkError> {
+    /// Whether [`Self::receive`] has something to give, or to complain about, without reading.
+    pub(crate) fn has_frame(&self) -> bool {
         let unread = &self.buffer[self.taken..self.filled];
-        let Some(header) = unread.first_chunk() else { return Ok(false) };
-        Ok(unread.len() >= HEADER_BYTES + Header::parse(header)?.payload_bytes())
+        let header = unread.first_chunk().map(Header::parse);
+        header.is_some_and(|header| header.map_or(true, |header| unread.len() >= HEADER_BYTES + header.payload_bytes()))
     }
 
     /// Reads until `wanted` unread bytes are there. Without `must`, gives up with false if none of them has arrived.

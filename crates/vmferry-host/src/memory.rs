@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::mm::{MapFlags, ProtFlags};
 use vmferry_core::pages::{PAGE_BYTES, PageRun, RamLayout};
 
@@ -24,7 +24,7 @@ pub enum MemoryError {
     /// A file operation failed.
     #[error("cannot {what} guest RAM of block `{block}` at byte {offset}")]
     Io {
-        /// `read`, `write`, `map` or `zero`.
+        /// `read`, `write`, `map`, `zero` or `look for holes in`.
         what: &'static str,
         /// The block's name.
         block: String,
@@ -147,8 +147,43 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// The pages that have no memory: never touched, or given back. They read as zero.
+    ///
+    /// # Errors
+    /// [`MemoryError::Io`].
+    pub fn holes(&self) -> Result<Vec<PageRun>, MemoryError> {
+        let mut holes = Vec::new();
+        for (block, ram) in self.files.iter().enumerate() {
+            let pages = self.layout.block_pages(block);
+            let end = ram.offset + pages.count * PAGE_BYTES;
+            let mut at = ram.offset;
+            while at < end {
+                let failed = |source| self.error("look for holes in", block, at - ram.offset, source);
+                let hole = seek(&ram.file, SeekFrom::Hole(at)).map_err(failed)?.unwrap_or(end).min(end);
+                let data = seek(&ram.file, SeekFrom::Data(hole)).map_err(failed)?.unwrap_or(end).min(end);
+                // Whole pages only, whatever the file system's unit.
+                let first = (hole - ram.offset).div_ceil(PAGE_BYTES);
+                let last = (data - ram.offset) / PAGE_BYTES;
+                if first < last {
+                    holes.push(PageRun::new(pages.first.0 + first, last - first));
+                }
+                at = data.max(at + 1);
+            }
+        }
+        Ok(holes)
+    }
+
     fn error(&self, what: &'static str, block: usize, offset: u64, source: io::Error) -> MemoryError {
         MemoryError::Io { what, block: self.layout.blocks()[block].id.clone(), offset, source }
+    }
+}
+
+/// The next offset of the kind asked for; `None` where there is none up to the end of the file.
+fn seek(file: &OwnedFd, from: SeekFrom) -> io::Result<Option<u64>> {
+    match rustix::fs::seek(file, from) {
+        Ok(offset) => Ok(Some(offset)),
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -254,6 +289,8 @@ mod tests {
         assert_eq!(all[2 * page..4 * page], vec![0; 2 * page]);
         assert_eq!(all[4 * page..5 * page], data[3 * page..]);
         assert_eq!(all[5 * page..], vec![0; 2 * page]);
+        let holes = memory.holes().unwrap();
+        assert_eq!(holes, [PageRun::new(0, 1), PageRun::new(2, 1), PageRun::new(3, 1), PageRun::new(5, 2)]);
     }
 
     #[test]

@@ -266,6 +266,10 @@ impl Driver<'_> {
                 let sent = self.send_pages(&runs, rearm)?;
                 self.source.handle_pages_sent(self.now(), &sent);
             }
+            Action::ScanHoles => {
+                let holes = self.vmm.memory().holes()?;
+                self.source.handle_holes(self.now(), &holes);
+            }
             Action::Pause => {
                 tracing::debug!(pending = self.source.pending_pages(), "pausing the guest");
                 let stopped_at = self.vmm.pause()?.saturating_duration_since(self.start);
@@ -304,9 +308,9 @@ impl Driver<'_> {
                 self.vmm.memory().read(piece, buffer)?;
                 for (stretch, is_zero) in stretches(piece, buffer) {
                     if is_zero {
-                        sent.zero_pages += stretch.count;
                         zero.push(stretch);
                         if zero.is_full() {
+                            sent.zero.extend_from_slice(&zero.0);
                             sent.zero_bytes += self.link.send(&zero.take())?;
                         }
                     } else {
@@ -318,6 +322,7 @@ impl Driver<'_> {
             }
         }
         if !zero.is_empty() {
+            sent.zero.extend_from_slice(&zero.0);
             sent.zero_bytes += self.link.send(&zero.take())?;
         }
         Ok(sent)

@@ -16,6 +16,8 @@ use crate::vmm::{TargetVmm, VmmError, describe};
 
 /// The most that a waiting driver sleeps before it looks at the clock again.
 const WAIT_MAX: Duration = Duration::from_millis(200);
+/// The most frames taken in before the source hears of them: its window waits for that.
+const FRAMES_PER_CONFIRMATION: u32 = 16;
 /// How long the last message may take to leave.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -112,9 +114,18 @@ impl Driver<'_> {
         }
     }
 
-    /// Takes in what has arrived, until an answer is due.
+    /// Takes in what has arrived. One confirmation serves all frames that arrived together.
     fn hear(&mut self) {
-        // One frame at a time: each is confirmed, and the confirmations drive the source's window.
+        self.hear_one();
+        for _ in 1..FRAMES_PER_CONFIRMATION {
+            if !self.link.has_frame() {
+                break;
+            }
+            self.hear_one();
+        }
+    }
+
+    fn hear_one(&mut self) {
         if self.link_lost || self.target.outcome().is_some() {
             return;
         }

@@ -148,7 +148,7 @@ pub struct SentPages {
     /// Pages sent as they are.
     pub raw_pages: u64,
     /// Pages sent as notes that they are zero.
-    pub zero_pages: u64,
+    pub zero: Vec<PageRun>,
     /// Bytes on the wire for the former, headers included.
     pub raw_bytes: u64,
     /// Bytes on the wire for the latter, headers included.
@@ -171,6 +171,8 @@ pub enum Action {
         /// Get and re-arm the written pages among them before reading, so that a write from before is not sent twice.
         rearm: bool,
     },
+    /// Find the pages whose memory was given back to the host, then call [`Source::handle_holes`].
+    ScanHoles,
     /// Stop the guest and keep its VMM ready to save the device state, then call [`Source::handle_paused`].
     Pause,
     /// Save the device state and send it, then call [`Source::handle_device_state_sent`].
@@ -207,6 +209,9 @@ enum StopStep {
     DeviceState,
     /// Saving it can write guest memory: get that too.
     ScanAgain,
+    /// Get what a balloon gave back: the tracking does not see it. Only where digests are to be compared, since the
+    /// guest itself expects nothing of such pages.
+    ScanHoles,
     /// Send that.
     CopyAgain,
     /// Send digests.
@@ -244,6 +249,8 @@ pub struct Source {
     held: PageSet,
     /// Pages whose content was sent at least once.
     ever_sent: PageSet,
+    /// Pages that are not zero on the target.
+    not_zero: PageSet,
     /// Pages written in the current epoch as far as known.
     epoch_written: PageSet,
     /// Pages that were written since the observation began, as far as the predictor may know them.
@@ -307,6 +314,7 @@ impl Source {
             pending: PageSet::full(total),
             held: PageSet::empty(total),
             ever_sent: PageSet::empty(total),
+            not_zero: PageSet::empty(total),
             epoch_written: PageSet::empty(total),
             seen: PageSet::empty(total),
             written_in_push: PageSet::empty(total),
@@ -475,7 +483,7 @@ impl Source {
                 self.close_step(now, |downtime| &mut downtime.scan_ms);
             }
             State::StopAndCopy(step @ StopStep::ScanAgain) => {
-                *step = StopStep::CopyAgain;
+                *step = if self.config.verify { StopStep::ScanHoles } else { StopStep::CopyAgain };
                 self.close_step(now, |downtime| &mut downtime.scan_ms);
             }
             State::Start
@@ -488,11 +496,28 @@ impl Source {
         }
     }
 
+    /// These pages have no memory and read as zero.
+    pub fn handle_holes(&mut self, now: Duration, holes: &[PageRun]) {
+        self.acted();
+        if let State::StopAndCopy(step @ StopStep::ScanHoles) = &mut self.state {
+            *step = StopStep::CopyAgain;
+            for page in holes.iter().flat_map(|run| run.pages()).filter(|&page| self.not_zero.contains(page)) {
+                self.pending.insert(page);
+            }
+            self.close_step(now, |downtime| &mut downtime.verify_ms);
+        }
+    }
+
     /// The pages of [`Action::SendPages`] have left.
     pub fn handle_pages_sent(&mut self, now: Duration, sent: &SentPages) {
         self.acted();
         self.pages.sent += sent.raw_pages;
-        self.pages.zero += sent.zero_pages;
+        for &run in &sent.zero {
+            self.pages.zero += run.count;
+            run.pages().for_each(|page| {
+                self.not_zero.remove(page);
+            });
+        }
         self.wire.raw_bytes += sent.raw_bytes;
         self.wire.zero_bytes += sent.zero_bytes;
         for &run in &sent.written {
@@ -887,6 +912,8 @@ impl Source {
             debug_assert!(was_pending, "{page:?} is sent without need");
             self.held.remove(page);
             pages += 1;
+            // Until the driver says otherwise.
+            self.not_zero.insert(page);
             if !self.ever_sent.insert(page) {
                 self.pages.resent += 1;
             }
@@ -961,6 +988,7 @@ impl Source {
     fn stop_and_copy(&mut self, now: Duration, step: StopStep) -> Option<Action> {
         match step {
             StopStep::Scan | StopStep::ScanAgain => Some(self.act(Action::Scan)),
+            StopStep::ScanHoles => Some(self.act(Action::ScanHoles)),
             StopStep::Copy | StopStep::CopyAgain => self.copy(now, step),
             StopStep::DeviceState => Some(self.act(Action::SendDeviceState)),
             StopStep::Verify => Some(self.act(Action::SendDigests)),
