@@ -847,6 +847,7 @@ impl Source {
             bandwidth_bytes_per_s: self.bandwidth(),
             fixed,
             downtime_limit: self.config.downtime_limit,
+            held_share: self.convergence.held_share(),
         }
     }
 

@@ -20,10 +20,16 @@ use crate::pages::PAGE_BYTES;
 /// sent in runs cost less; the downtime rule reckons with the worst.
 pub const PAGE_WIRE_BYTES: u64 = PAGE_BYTES + 32;
 
+/// The part of the user's limit that is planned with. The rest is for what a plan cannot know: a host that is busy just
+/// then, a path that is slower than it was.
+const PLANNED_SHARE: f64 = 0.9;
 /// How much of the downtime budget the held pages may take. The rest is for pages written after the last pass began.
 const HELD_SHARE_MAX: f64 = 0.85;
-/// The held pages get at least this share, however fast other pages become dirty.
-const HELD_SHARE_MIN: f64 = 0.25;
+/// The held pages get at least this share of that, however fast other pages become dirty.
+const HELD_SHARE_MIN: f64 = 0.3;
+/// What is left of the held pages' share after each pass without progress. Holding back is a bet on pages being written
+/// again; where it does not bring the pause nearer, as with a sweep, it ends up as plain pre-copy.
+const HELD_SHARE_DECAY: f64 = 0.5;
 /// A pass counts as progress if what remains shrank below the best so far by this factor.
 const PROGRESS_FACTOR: f64 = 0.95;
 /// The most passes made only to shorten a pause that fits already: the expectation behind them can be wrong.
@@ -63,13 +69,20 @@ pub struct Facts {
     pub fixed: FixedCosts,
     /// The longest pause that the user allows.
     pub downtime_limit: Duration,
+    /// The held pages' share of the downtime budget, see [`Convergence::held_share`].
+    pub held_share: f64,
 }
 
 impl Facts {
+    /// The pause that is planned with: a little shorter than the limit.
+    fn planned_downtime(&self) -> Duration {
+        self.downtime_limit.mul_f64(PLANNED_SHARE)
+    }
+
     /// Bytes that can cross in a pause of the limit's length after everything fixed: 0 if not even that fits.
     pub fn budget_bytes(&self) -> u64 {
         let Some(bandwidth) = self.bandwidth_bytes_per_s else { return 0 };
-        let copying = self.downtime_limit.saturating_sub(self.fixed.time).as_secs_f64();
+        let copying = self.planned_downtime().saturating_sub(self.fixed.time).as_secs_f64();
         let bytes = copying * bandwidth - self.fixed.device_state_bytes as f64 - self.in_flight_bytes as f64;
         bytes.max(0.0) as u64
     }
@@ -87,14 +100,14 @@ impl Facts {
     /// The held pages share the budget with the fresh ones: as many are held as leave room for one epoch of those.
     pub fn choose_held(&self, heats: &[f64], sent_heat: f64) -> (usize, f64) {
         let budget_pages = (self.budget_bytes() / PAGE_WIRE_BYTES) as f64;
-        let most = (budget_pages * HELD_SHARE_MAX) as usize;
-        let least = (budget_pages * HELD_SHARE_MIN) as usize;
+        let most = (budget_pages * self.held_share) as usize;
+        let least = (budget_pages * self.held_share * HELD_SHARE_MIN) as usize;
         let mut held = 0;
         let mut fresh: f64 = sent_heat + heats.iter().sum::<f64>();
         for &heat in heats.iter().take(most) {
             // Holding one page more takes a page of the budget and lessens the fresh ones by its heat, at most one:
             // once the room is used up, more holding never makes room.
-            if held >= least && held as f64 + fresh > budget_pages * HELD_SHARE_MAX + heat {
+            if held >= least && held as f64 + fresh > budget_pages * self.held_share + heat {
                 break;
             }
             held += 1;
@@ -105,7 +118,7 @@ impl Facts {
 
     /// Whether everything that remains fits the downtime limit.
     fn fits(&self) -> bool {
-        self.expected_downtime().is_some_and(|downtime| downtime <= self.downtime_limit)
+        self.expected_downtime().is_some_and(|downtime| downtime <= self.planned_downtime())
     }
 
     /// Whether one more pass would shorten the pause by more than its own worth: it costs little of the time spent so
@@ -151,12 +164,18 @@ pub struct Convergence {
     best_at: Duration,
     passes_since_best: u32,
     extra_passes: u32,
+    held_share: f64,
 }
 
 impl Convergence {
     /// Nothing seen yet.
     pub fn new(patience: Patience) -> Self {
-        Self { patience, best_pages: None, best_at: Duration::ZERO, passes_since_best: 0, extra_passes: 0 }
+        Self { patience, best_pages: None, best_at: Duration::ZERO, passes_since_best: 0, extra_passes: 0, held_share: HELD_SHARE_MAX }
+    }
+
+    /// The share of the downtime budget that held pages may take: less after each pass without progress.
+    pub fn held_share(&self) -> f64 {
+        self.held_share
     }
 
     /// The decision when a pass has ended.
@@ -179,6 +198,7 @@ impl Convergence {
             return Decision::Push;
         }
         self.passes_since_best += 1;
+        self.held_share *= HELD_SHARE_DECAY;
         let waited = facts.pushing_for.saturating_sub(self.best_at);
         if self.passes_since_best >= self.patience.passes && waited >= self.patience.time {
             return Decision::GiveUp;
@@ -208,6 +228,7 @@ mod tests {
             bandwidth_bytes_per_s: Some(100e6),
             fixed: FixedCosts { time: Duration::from_millis(20), device_state_bytes: 500_000 },
             downtime_limit: Duration::from_millis(100),
+            held_share: HELD_SHARE_MAX,
         }
     }
 
@@ -218,9 +239,9 @@ mod tests {
     #[test]
     fn the_budget_is_the_downtime_rule() {
         let facts = facts();
-        // 80 ms at 100 MB/s is 8 MB, less 0.5 MB of device state.
-        assert_eq!(facts.budget_bytes(), 7_500_000);
-        let at_limit = Facts { pending_pages: 7_500_000 / PAGE_WIRE_BYTES, ..facts };
+        // 70 ms at 100 MB/s is 7 MB, less 0.5 MB of device state; 10 ms are kept for surprises.
+        assert_eq!(facts.budget_bytes(), 6_500_000);
+        let at_limit = Facts { pending_pages: 6_500_000 / PAGE_WIRE_BYTES, ..facts };
         assert!(at_limit.fits());
         assert!(!Facts { pending_pages: at_limit.pending_pages + 1, ..facts }.fits());
         assert!(!Facts { in_flight_bytes: 10_000, ..at_limit }.fits());
@@ -239,8 +260,21 @@ mod tests {
         let (held, fresh) = facts().choose_held(&vec![0.5; most], 400.0);
         assert!(held < most && fresh > 400.0, "{held} held, {fresh} fresh");
         let (held, _) = facts().choose_held(&vec![1.0; 100 * budget], 0.0);
-        assert_eq!(held, (budget as f64 * HELD_SHARE_MIN) as usize, "a storm leaves the least share");
+        assert_eq!(held, (budget as f64 * HELD_SHARE_MAX * HELD_SHARE_MIN) as usize, "a storm leaves the least share");
         assert_eq!(facts().choose_held(&[], 3.0), (0, 3.0));
+    }
+
+    #[test]
+    fn less_is_held_back_where_it_does_not_help() {
+        let mut convergence = Convergence::new(patience());
+        let stuck = Facts { pending_pages: 50_000, ..facts() };
+        let mut held = Vec::new();
+        for _ in 0..6 {
+            convergence.at_pass_end(&stuck);
+            let facts = Facts { held_share: convergence.held_share(), ..stuck };
+            held.push(facts.choose_held(&vec![0.2; 5000], 0.0).0);
+        }
+        assert!(held[0] > 300 && held.is_sorted_by(|a, b| a >= b) && held[5] < held[0] / 8, "{held:?}");
     }
 
     #[test]
