@@ -210,6 +210,17 @@ impl Drop for QemuSource {
     }
 }
 
+impl Drop for QemuTarget {
+    fn drop(&mut self) {
+        // Only that QEMU would run the guest by itself is not given back: it cannot be asked whether it would have.
+        if !self.loaded
+            && let Err(error) = self.guest.target().restore_settings(&self.settings)
+        {
+            tracing::debug!(error = crate::vmm::describe(&error), "the target's settings stay as they are");
+        }
+    }
+}
+
 /// Reads a stream to its end on a thread of its own.
 fn read_in_background(mut stream: UnixStream) -> Receiver<std::io::Result<Vec<u8>>> {
     let (sender, receiver) = mpsc::sync_channel(RELAY_PIECES);
@@ -241,6 +252,8 @@ pub struct QemuTarget {
     guest: QemuGuest,
     memory: GuestMemory,
     settings: Settings,
+    /// QEMU was given device state: its settings are its own affair until the guest runs.
+    loaded: bool,
 }
 
 impl QemuTarget {
@@ -253,7 +266,7 @@ impl QemuTarget {
         let settings = guest.target().save_settings()?;
         guest.target().prepare()?;
         let memory = GuestMemory::from_qemu(guest.ram(RamAccess::ReadWrite)?, RamAccess::ReadWrite)?;
-        Ok(Self { guest, memory, settings })
+        Ok(Self { guest, memory, settings, loaded: false })
     }
 
     /// The QEMU.
@@ -281,6 +294,7 @@ impl TargetVmm for QemuTarget {
     fn load(&mut self, device_state: &[u8]) -> Result<(), VmmError> {
         let (ours, theirs) = UnixStream::pair()
             .map_err(|source| VmmError::Host { what: "make a socket pair for QEMU's device state", source })?;
+        self.loaded = true;
         self.guest.target().accept_migration(theirs.as_fd())?;
         drop(theirs);
         let fed = self.feed(ours, device_state);

@@ -55,6 +55,8 @@ pub(crate) struct Link {
     cancel: Cancel,
     /// A frame has left in part.
     broken: bool,
+    /// The cancellation was taken note of, and no longer ends any wait.
+    cancel_noted: bool,
 }
 
 impl Link {
@@ -76,6 +78,7 @@ impl Link {
             stall_timeout,
             cancel,
             broken: false,
+            cancel_noted: false,
         })
     }
 
@@ -128,13 +131,22 @@ impl Link {
         Ok(total as u64)
     }
 
+    /// The cancellation was taken note of: from now on waits go on in spite of it.
+    pub(crate) fn ignore_cancel(&mut self) {
+        self.cancel_noted = true;
+    }
+
+    fn cancel_flags(&self, cancellable: bool) -> PollFlags {
+        if cancellable && !self.cancel_noted { PollFlags::IN } else { PollFlags::empty() }
+    }
+
     /// Waits until the peer can be read from, the time is over, or it was cancelled.
     ///
     /// # Errors
     /// [`LinkError::Io`].
     pub(crate) fn wait_readable(&self, timeout: Duration) -> Result<(), LinkError> {
         if !self.has_frame() {
-            let fds = [(self.stream.as_fd(), PollFlags::IN), (self.cancel.as_fd(), PollFlags::IN)];
+            let fds = [(self.stream.as_fd(), PollFlags::IN), (self.cancel.as_fd(), self.cancel_flags(true))];
             wait(&fds, Some(timeout))?;
         }
         Ok(())
@@ -207,9 +219,9 @@ impl Link {
         if left.is_zero() {
             return Err(LinkError::Stalled { ms: timeout.as_millis() });
         }
-        let cancel_flags = if cancellable { PollFlags::IN } else { PollFlags::empty() };
+        let cancel_flags = self.cancel_flags(cancellable);
         let [_, cancelled] = wait(&[(self.stream.as_fd(), flags), (self.cancel.as_fd(), cancel_flags)], Some(left))?;
-        if cancelled && cancellable { Err(LinkError::Cancelled) } else { Ok(()) }
+        if cancelled && !cancel_flags.is_empty() { Err(LinkError::Cancelled) } else { Ok(()) }
     }
 }
 

@@ -48,6 +48,8 @@ pub struct GuestMemory {
 struct RamFile {
     file: OwnedFd,
     offset: u64,
+    /// What can be given back to the host: a page of the file system.
+    unit_bytes: u64,
     mapping: Option<Mapping>,
 }
 
@@ -58,7 +60,8 @@ impl GuestMemory {
     /// If there are not as many files as blocks.
     pub fn from_files(layout: RamLayout, files: Vec<OwnedFd>) -> Self {
         assert_eq!(layout.blocks().len(), files.len(), "a file for each block");
-        let files = files.into_iter().map(|file| RamFile { file, offset: 0, mapping: None }).collect();
+        let files =
+            files.into_iter().map(|file| RamFile { file, offset: 0, unit_bytes: PAGE_BYTES, mapping: None }).collect();
         Self { layout, files }
     }
 
@@ -81,7 +84,8 @@ impl GuestMemory {
             } else {
                 None
             };
-            files.push(RamFile { file: block.file, offset: block.mapping.file_offset, mapping });
+            let (offset, unit_bytes) = (block.mapping.file_offset, block.mapping.page_bytes);
+            files.push(RamFile { file: block.file, offset, unit_bytes, mapping });
         }
         Ok(Self { layout: ram.layout, files })
     }
@@ -131,18 +135,27 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Makes the pages of `run` zero by giving their memory back.
+    /// Makes the pages of `run` zero, by giving their memory back as far as it consists of whole pages of the file system.
     ///
     /// # Errors
     /// [`MemoryError::Io`].
     pub fn zero(&self, run: PageRun) -> Result<(), MemoryError> {
         for (block, offset, piece) in self.layout.pieces(run) {
             let ram = &self.files[block];
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            rustix::io::retry_on_intr(|| {
-                rustix::fs::fallocate(&ram.file, flags, ram.offset + offset, piece.count * PAGE_BYTES)
-            })
-            .map_err(|source| self.error("zero", block, offset, source.into()))?;
+            let (start, end) = (ram.offset + offset, ram.offset + offset + piece.count * PAGE_BYTES);
+            let (mut hole, mut hole_end) = (start, end);
+            if let Some(mapping) = &ram.mapping {
+                // Not every kernel clears a part of a huge page when it is asked to make a hole there.
+                hole = start.next_multiple_of(ram.unit_bytes).min(end);
+                hole_end = (end - end % ram.unit_bytes).max(hole);
+                mapping.clear(start - ram.offset, hole - start);
+                mapping.clear(hole_end - ram.offset, end - hole_end);
+            }
+            if hole < hole_end {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                rustix::io::retry_on_intr(|| rustix::fs::fallocate(&ram.file, flags, hole, hole_end - hole))
+                    .map_err(|source| self.error("zero", block, hole - ram.offset, source.into()))?;
+            }
         }
         Ok(())
     }
@@ -234,18 +247,24 @@ impl Mapping {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let offset = offset as usize;
-        assert!(
-            offset <= self.bytes && data.len() <= self.bytes - offset,
-            "{offset} + {} of {}",
-            data.len(),
-            self.bytes
-        );
-        // SAFETY: `offset` is inside the mapping (asserted), which is one allocation of `bytes` bytes.
-        let to = unsafe { self.start.as_ptr().byte_add(offset) }.cast::<u8>();
-        // SAFETY: the destination is mapped writable for `data.len()` bytes (asserted) and no Rust reference points into
-        // it; `data` is ordinary memory and so cannot overlap. The target's VMM does not run the guest meanwhile.
+        let to = self.at(offset, data.len());
+        // SAFETY: the destination is mapped writable for `data.len()` bytes (`at`) and no Rust reference points into it;
+        // `data` is ordinary memory and so cannot overlap. The target's VMM does not run the guest meanwhile.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
+    }
+
+    fn clear(&self, offset: u64, bytes: u64) {
+        let to = self.at(offset, bytes as usize);
+        // SAFETY: the destination is mapped writable for `bytes` bytes (`at`) and no Rust reference points into it.
+        unsafe { to.write_bytes(0, bytes as usize) };
+    }
+
+    /// The address of an offset, behind which so many bytes are mapped.
+    fn at(&self, offset: u64, bytes: usize) -> *mut u8 {
+        let offset = offset as usize;
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "{offset} + {bytes} of {}", self.bytes);
+        // SAFETY: `offset` is inside the mapping or at its end (asserted), which is one allocation of `bytes` bytes.
+        unsafe { self.start.as_ptr().byte_add(offset) }.cast()
     }
 }
 
@@ -312,5 +331,15 @@ mod tests {
         let mut page = vec![0; PAGE_BYTES as usize];
         memory.read(PageRun::new(2, 1), &mut page).unwrap();
         assert!(page.iter().all(|&byte| byte == 7));
+
+        // As on huge pages of two pages: a part is cleared, a whole is given back.
+        memory.files[0].unit_bytes = 2 * PAGE_BYTES;
+        memory.write(PageRun::new(0, 4), &[7; 4 * PAGE_BYTES as usize]).unwrap();
+        memory.zero(PageRun::new(1, 3)).unwrap();
+        let mut all = vec![1; 4 * PAGE_BYTES as usize];
+        memory.read(PageRun::new(0, 4), &mut all).unwrap();
+        let (first, rest) = all.split_at(PAGE_BYTES as usize);
+        assert!(first.iter().all(|&byte| byte == 7) && rest.iter().all(|&byte| byte == 0));
+        assert_eq!(memory.holes().unwrap(), [PageRun::new(2, 2)]);
     }
 }

@@ -158,6 +158,7 @@ impl Driver<'_> {
             self.hear();
             if !self.cancelled && cancel.is_cancelled() {
                 self.cancelled = true;
+                self.link.ignore_cancel();
                 self.source.handle_cancel(self.now());
             }
             self.tell(progress);
@@ -298,7 +299,11 @@ impl Driver<'_> {
         for &run in runs {
             if rearm {
                 // Whatever is written from here on is reported again by a later scan.
-                self.vmm.scan_run(run, &mut sent.written)?;
+                self.written.clear();
+                self.vmm.scan_run(run, &mut self.written)?;
+                for &found in &self.written {
+                    split_by(found, run, &mut sent.written, &mut sent.bystanders);
+                }
             }
             let mut left = Some(run);
             while let Some(run) = left {
@@ -394,6 +399,19 @@ impl ZeroRuns {
     }
 }
 
+/// Adds the pages of `found` that are in `run` to `inside`, the others to `outside`.
+fn split_by(found: PageRun, run: PageRun, inside: &mut Vec<PageRun>, outside: &mut Vec<PageRun>) {
+    let add = |first: u64, end: u64, to: &mut Vec<PageRun>| {
+        if first < end {
+            to.push(PageRun::new(first, end - first));
+        }
+    };
+    let (first, end) = (found.first.0, found.end());
+    add(first, end.min(run.first.0), outside);
+    add(first.max(run.first.0), end.min(run.end()), inside);
+    add(first.max(run.end()), end, outside);
+}
+
 /// Cuts a run of pages into stretches that are all zero or all not.
 fn stretches(run: PageRun, content: &[u8]) -> impl Iterator<Item = (PageRun, bool)> {
     let mut zero = content.chunks_exact(PAGE_BYTES as usize).map(is_zero).peekable();
@@ -451,6 +469,21 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert_eq!(page_bytes(PageRun::new(10, 6), &content, PageRun::new(11, 2)), &content[page..3 * page]);
+    }
+
+    #[test]
+    fn what_a_widened_scan_found_is_told_apart() {
+        for (found, inside, outside) in [
+            (PageRun::new(0, 100), vec![PageRun::new(10, 5)], vec![PageRun::new(0, 10), PageRun::new(15, 85)]),
+            (PageRun::new(11, 2), vec![PageRun::new(11, 2)], vec![]),
+            (PageRun::new(8, 4), vec![PageRun::new(10, 2)], vec![PageRun::new(8, 2)]),
+            (PageRun::new(0, 10), vec![], vec![PageRun::new(0, 10)]),
+            (PageRun::new(15, 3), vec![], vec![PageRun::new(15, 3)]),
+        ] {
+            let (mut within, mut beyond) = (Vec::new(), Vec::new());
+            split_by(found, PageRun::new(10, 5), &mut within, &mut beyond);
+            assert_eq!((within, beyond), (inside, outside), "{found:?}");
+        }
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl Driver<'_> {
             self.hear();
             if !cancelled && cancel.is_cancelled() {
                 cancelled = true;
+                self.link.ignore_cancel();
                 self.target.handle_cancel();
             }
             match self.target.poll_action(self.now()) {

@@ -19,7 +19,7 @@
 //!                                       │                                │
 //!   ════════════════ source owns the guest above, the target below ══════════════  hand-over
 //!                                       ▼                                ▼
-//!                                   HandedOver ─▶ Ended              Resuming ─▶ Running
+//!                                   HandedOver ─▶ Ended              Resuming ─▶ Ended (the guest runs)
 //! ```
 //!
 //! The line is crossed when the source asks its driver to send [`Message::HandOver`](crate::wire::Message::HandOver):

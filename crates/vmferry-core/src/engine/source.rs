@@ -155,6 +155,9 @@ pub struct SentPages {
     pub zero_bytes: u64,
     /// Pages that the re-arming before the reading found written. Their content went along.
     pub written: Vec<PageRun>,
+    /// Pages outside the run that was about to be read that its re-arming found written and armed again, as happens
+    /// where tracking works in larger units. Their content did not go along.
+    pub bystanders: Vec<PageRun>,
 }
 
 /// What the driver shall do next.
@@ -464,7 +467,7 @@ impl Source {
         }
         match &mut self.state {
             State::Observing { until } => {
-                // The first scan arms and reports everything: it says nothing about the guest.
+                // What was written before the observation began says nothing about how often.
                 if self.tracking.scans == 1 {
                     self.epoch_written.clear();
                     *until = now + self.config.observe;
@@ -522,6 +525,10 @@ impl Source {
         self.wire.zero_bytes += sent.zero_bytes;
         for &run in &sent.written {
             self.epoch_written.insert_run(run);
+        }
+        for &run in &sent.bystanders {
+            self.epoch_written.insert_run(run);
+            self.pending.insert_run(run);
         }
         // Only pages measure the path: control messages are too small, and no confirmation follows them.
         self.rate.busy(now, self.confirmed_bytes);

@@ -170,7 +170,14 @@ pub struct Convergence {
 impl Convergence {
     /// Nothing seen yet.
     pub fn new(patience: Patience) -> Self {
-        Self { patience, best_pages: None, best_at: Duration::ZERO, passes_since_best: 0, extra_passes: 0, held_share: HELD_SHARE_MAX }
+        Self {
+            patience,
+            best_pages: None,
+            best_at: Duration::ZERO,
+            passes_since_best: 0,
+            extra_passes: 0,
+            held_share: HELD_SHARE_MAX,
+        }
     }
 
     /// The share of the downtime budget that held pages may take: less after each pass without progress.

@@ -140,7 +140,8 @@ fn run_state(facts: &Facts) -> Finding {
     let state = facts.run_state.as_str();
     let change = match state {
         "running" => return Finding::ok("run-state", "the guest is running"),
-        "paused" => return Finding::ok("run-state", "the guest is paused; it will be paused on the target, too"),
+        // The hand-over runs the guest on the target.
+        "paused" => "give `cont` first, or move the guest while it is off: a paused guest would run on the target",
         "prelaunch" => "the guest has not been started yet (-S): give `cont`, or start it on the target host instead",
         "postmigrate" => {
             "a migration from this QEMU has completed: the guest may run elsewhere. Only if it does not, give `cont` here"
@@ -595,9 +596,10 @@ mod tests {
     }
 
     #[test]
-    fn only_running_and_paused_guests_are_moved() {
-        assert_eq!(complaints(|facts| facts.run_state = "paused".into()), []);
-        for state in ["prelaunch", "postmigrate", "inmigrate", "finish-migrate", "io-error", "suspended", "new-state"] {
+    fn only_running_guests_are_moved() {
+        for state in
+            ["paused", "prelaunch", "postmigrate", "inmigrate", "finish-migrate", "io-error", "suspended", "new-state"]
+        {
             assert_eq!(complaints(|facts| facts.run_state = state.into()), [("run-state", Severity::Unfit)], "{state}");
         }
     }
