@@ -263,10 +263,12 @@ impl QemuTarget {
     /// [`VmmError`].
     pub fn attach(qmp: &Path, pid: Option<u32>) -> Result<Self, VmmError> {
         let mut guest = QemuGuest::connect(qmp, pid)?;
-        let settings = guest.target().save_settings()?;
-        guest.target().prepare()?;
+        // First what can be refused: nothing is changed yet.
         let memory = GuestMemory::from_qemu(guest.ram(RamAccess::ReadWrite)?, RamAccess::ReadWrite)?;
-        Ok(Self { guest, memory, settings, loaded: false })
+        let settings = guest.target().save_settings()?;
+        let mut target = Self { guest, memory, settings, loaded: false };
+        target.guest.target().prepare()?;
+        Ok(target)
     }
 
     /// The QEMU.

@@ -146,10 +146,8 @@ impl Driver<'_> {
                 self.link_lost = true;
                 self.target.handle_connection_lost();
             }
-            Err(VmmError::Link(LinkError::Cancelled)) => {
-                self.link_lost = true;
-                self.target.handle_cancel();
-            }
+            // Reading stopped inside a frame; the reason can still be sent.
+            Err(VmmError::Link(LinkError::Cancelled)) => self.target.handle_cancel(),
             Err(error) => self.target.handle_failure(describe(&error)),
         }
     }
