@@ -14,7 +14,8 @@ use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun, PageSet, RamBlock, Ra
 use vmferry_core::plan::{FixedCosts, Patience};
 use vmferry_core::predict::{NoPrediction, Predictor, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
-    Digests, FrameReader, FrameWriter, HEADER_BYTES, Header, Message, MigrationId, Pages, page_digest,
+    Digests, FrameReader, FrameWriter, HEADER_BYTES, Header, Message, MigrationId, Pages, VERSION_MAX, Welcome,
+    page_digest,
 };
 
 const PAGES: u64 = 600;
@@ -648,4 +649,36 @@ fn a_target_that_differs_refuses_at_once() {
     assert_eq!(report.outcome, OutcomeKind::Failed);
     assert!(report.reason.unwrap().contains("the RAM is"), "says what differs");
     assert_eq!(report.pages.sent, 0);
+}
+
+/// A driver that lost the connection while it sent pages heard a confirmation of bytes that it had not reported yet, and
+/// the report blamed the target for it.
+#[test]
+fn confirmations_of_bytes_that_are_not_counted_yet_do_not_hide_why_it_failed() {
+    let mut world = World::new(1, calm(), 20e6, Fault::None, false);
+    let mut scans = 0;
+    loop {
+        match world.source.poll_action(world.now) {
+            Some(Action::Send(message)) => {
+                world.source.handle_message_sent(world.now, 100);
+                if let Message::Hello(hello) = message {
+                    let welcome = Message::Welcome(Welcome { version: VERSION_MAX, migration: hello.migration });
+                    world.source.handle_message(world.now, &welcome);
+                }
+            }
+            Some(Action::Scan) => {
+                scans += 1;
+                world.source.handle_scan(world.now, Duration::ZERO, &[]);
+            }
+            Some(Action::SendPages { .. }) => break,
+            Some(action) => panic!("{action:?}"),
+            None => world.now += Duration::from_millis(1),
+        }
+        assert!(scans < 100, "no page is sent");
+    }
+    world.source.handle_message(world.now, &Message::Progress { bytes: world.source.wire_bytes() + 1 });
+    assert_eq!(world.source.error(), None);
+    world.source.handle_connection_lost(world.now);
+    let error = world.source.error().unwrap().to_string();
+    assert!(error.contains("the connection to the target was lost"), "{error}");
 }

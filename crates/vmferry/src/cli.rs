@@ -110,9 +110,13 @@ pub(crate) struct Tuning {
 impl Tuning {
     /// The same for the engine.
     pub(crate) fn options(&self, bandwidth_bytes_per_s: Option<u64>) -> Result<MigrateOptions, String> {
-        let least = Duration::from_millis(1);
-        if self.epoch < least || self.stall_timeout < least {
-            return Err("--epoch and --stall-timeout must be at least 1ms".to_owned());
+        const EPOCH_MIN: Duration = Duration::from_millis(1);
+        const EPOCH_MAX: Duration = Duration::from_secs(1);
+        if !(EPOCH_MIN..=EPOCH_MAX).contains(&self.epoch) {
+            return Err("--epoch must be between 1ms and 1s".to_owned());
+        }
+        if self.stall_timeout < 2 * self.epoch {
+            return Err("--stall-timeout must be at least twice the epoch: the target is heard once in each".to_owned());
         }
         Ok(MigrateOptions {
             downtime_limit: self.downtime_limit,

@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 use vmferry_core::engine::OutcomeKind;
@@ -28,11 +29,19 @@ fn main() -> ExitCode {
         .init();
     match run(cli.command) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("vmferry: {}", vmferry_host::describe(error.as_ref()));
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast::<clap::Error>() {
+            Ok(usage) => usage.exit(),
+            Err(error) => {
+                eprintln!("vmferry: {}", vmferry_host::describe(error.as_ref()));
+                ExitCode::FAILURE
+            }
+        },
     }
+}
+
+/// What is wrong with the command line beyond what its definition tells; ends with the same exit code.
+fn usage_error(message: impl std::fmt::Display) -> anyhow::Error {
+    Cli::command().error(ErrorKind::ValueValidation, message).into()
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -42,7 +51,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Receive(args) => migrate::receive(&args),
         Command::Migrate(args) => migrate::migrate(&args),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "vmferry", &mut io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "vmferry", &mut script);
+            output::print_bytes(&script)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Man { directory } => {

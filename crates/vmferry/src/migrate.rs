@@ -8,36 +8,46 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags};
+use serde::Serialize;
 use vmferry_core::engine::OutcomeKind;
-use vmferry_host::{Cancel, GuardProgram, QemuSource, QemuTarget, TargetReport};
+use vmferry_host::{Cancel, GuardProgram, QemuSource, QemuTarget, TargetReport, describe};
 
 use crate::cli::{MigrateArgs, ReceiveArgs};
-use crate::output::{Display, cancel_on_signals, describe_report, print_json};
+use crate::output::{Display, cancel_on_signals, describe_report, print_bytes, print_json};
 
 /// How long connecting to the target may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(crate) fn migrate(args: &MigrateArgs) -> anyhow::Result<ExitCode> {
-    let options = args.tuning.options(args.bandwidth).map_err(anyhow::Error::msg)?;
+    let options = args.tuning.options(args.bandwidth).map_err(crate::usage_error)?;
     let cancel = cancel_on_signals()?;
-    let stream = connect(&args.to)?;
     let guard = guard_program()?;
+    // First, since it can take longer than a target waits for the first word.
     let mut source = QemuSource::attach(&args.qmp, args.pid, Some(&guard))?;
+    let stream = connect(&args.to)?;
     let mut display = Display::new();
     let report =
         vmferry_host::migrate(&mut source, stream, &options, &cancel, &mut |progress| display.update(progress));
     display.finish();
     let report = report?;
-    if report.outcome == OutcomeKind::Completed && args.quit_source {
-        source.quit().context("the guest runs on the target, but the source's QEMU did not end")?;
+    // From here on the exit code says where the guest is, whatever else fails.
+    if report.outcome == OutcomeKind::Completed
+        && args.quit_source
+        && let Err(error) = source.quit()
+    {
+        eprintln!("vmferry: the source's QEMU did not end: {}", describe(&error));
     }
     drop(source);
-    if args.tuning.json {
-        print_json(&report)?;
-    } else {
-        print!("{}", describe_report(&report));
-    }
+    tell(&report, args.tuning.json, describe_report);
     Ok(crate::exit_code(report.outcome))
+}
+
+/// Prints a report. Where that fails, the exit code still says where the guest runs.
+fn tell<R: Serialize>(report: &R, json: bool, describe: impl FnOnce(&R) -> String) {
+    let printed = if json { print_json(report) } else { print_bytes(describe(report).as_bytes()) };
+    if let Err(error) = printed {
+        eprintln!("vmferry: {}", vmferry_host::describe(error.as_ref()));
+    }
 }
 
 /// This program, as the guard of its own migration.
@@ -77,7 +87,7 @@ fn warn_of_clear_text(address: SocketAddr) {
 
 pub(crate) fn receive(args: &ReceiveArgs) -> anyhow::Result<ExitCode> {
     if args.stall_timeout < Duration::from_millis(1) {
-        bail!("--stall-timeout must be at least 1ms");
+        return Err(crate::usage_error("--stall-timeout must be at least 1ms"));
     }
     let cancel = cancel_on_signals()?;
     let mut target = QemuTarget::attach(&args.qmp, args.pid)?;
@@ -101,11 +111,7 @@ pub(crate) fn receive(args: &ReceiveArgs) -> anyhow::Result<ExitCode> {
         let reason = report.reason.as_deref().unwrap_or("unknown");
         eprintln!("vmferry: {peer} was turned away: {reason}; still listening on {address}");
     };
-    if args.json {
-        print_json(&report)?;
-    } else {
-        print!("{}", describe_target(&report));
-    }
+    tell(&report, args.json, describe_target);
     Ok(match report.outcome {
         "completed" => ExitCode::SUCCESS,
         "in_doubt" => ExitCode::from(4),

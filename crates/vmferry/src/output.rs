@@ -73,9 +73,15 @@ impl Display {
 
 /// Prints a document on standard output.
 pub(crate) fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_vec_pretty(document).context("cannot write the report as JSON")?;
+    text.push(b'\n');
+    print_bytes(&text)
+}
+
+/// Prints bytes on standard output. A full disk or a reader that has gone is an error, not a panic.
+pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, document).context("cannot write to standard output")?;
-    writeln!(out).context("cannot write to standard output")
+    out.write_all(bytes).and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
 /// The report of a migration in words.

@@ -414,6 +414,9 @@ impl Source {
                 let round_trip = self.round_trip.unwrap_or_default();
                 self.rate.delivered(now, *bytes, *bytes >= self.page_bytes_end, round_trip);
             }
+            // A driver whose sending failed half-way hears what the target has said before it reports that: the target
+            // can have confirmed bytes that are not counted yet.
+            Message::Progress { bytes } if self.acting && *bytes > self.wire_bytes => {}
             Message::Pong(_) => {
                 if let Some(sent) = self.ping_sent.take() {
                     let trip = now.saturating_sub(sent);

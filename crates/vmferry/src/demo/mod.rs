@@ -14,7 +14,7 @@ use vmferry_guest::Parameters;
 use vmferry_host::{Cancel, MigrateOptions, SelfCheck, SourceVmm, TargetReport, TargetVmm};
 
 use crate::cli::{DemoArgs, Vmm};
-use crate::output::{Display, cancel_on_signals, describe_report, print_json};
+use crate::output::{Display, cancel_on_signals, describe_report, print_bytes, print_json};
 
 /// The least RAM of a demo guest.
 const MEMORY_MIN_BYTES: u64 = 1 << 20;
@@ -42,9 +42,10 @@ struct GuestReport {
 }
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
-    let options = args.tuning.options(args.bandwidth.0).map_err(anyhow::Error::msg)?;
+    let options = args.tuning.options(args.bandwidth.0).map_err(crate::usage_error)?;
     if args.memory < MEMORY_MIN_BYTES || !args.memory.is_multiple_of(PAGE_BYTES) {
-        bail!("--memory must be at least 1MiB and a multiple of {PAGE_BYTES} bytes");
+        let message = format!("--memory must be at least 1MiB and a multiple of {PAGE_BYTES} bytes");
+        return Err(crate::usage_error(message));
     }
     let cancel = cancel_on_signals()?;
     let mut code = ExitCode::SUCCESS;
@@ -68,20 +69,22 @@ fn tell(args: &DemoArgs, report: &DemoReport) -> anyhow::Result<ExitCode> {
     if args.tuning.json {
         print_json(report)?;
     } else {
-        print!("{}", describe_report(&report.migration));
+        let mut text = describe_report(&report.migration);
         if let Some(guest) = &report.guest {
-            println!(
-                "  guest         wrote {} pages before the move and {} after; checked {} pages itself, {} wrong{}",
+            text.push_str(&format!(
+                "  guest         wrote {} pages before the move and {} after; checked {} pages itself, {} wrong{}\n",
                 guest.writes_before,
                 guest.writes_after - guest.writes_before.min(guest.writes_after),
                 guest.check.pages,
                 guest.check.wrong,
                 guest.check.first_wrong.as_ref().map_or(String::new(), |first| format!(", first {first}")),
-            );
+            ));
             if let Some(gap) = guest.gap_ms {
-                println!("  gap           {} between two of its ticks, seen from outside", crate::units::show_ms(gap));
+                let gap = crate::units::show_ms(gap);
+                text.push_str(&format!("  gap           {gap} between two of its ticks, seen from outside\n"));
             }
         }
+        print_bytes(text.as_bytes())?;
     }
     let wrong = report.guest.as_ref().is_some_and(|guest| guest.check.wrong > 0);
     if wrong {
@@ -102,7 +105,7 @@ fn parameters(args: &DemoArgs, pages: u64) -> anyhow::Result<Parameters> {
         threads: args.threads,
         ..Parameters::default()
     };
-    parameters.validate().context("the guest cannot run like this")?;
+    parameters.validate().map_err(|error| crate::usage_error(format!("the guest cannot run like this: {error}")))?;
     Ok(parameters)
 }
 

@@ -26,13 +26,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// The part of RAM that the guest's writer uses; Linux needs the rest.
 const USED_SHARE: (u64, u64) = (1, 2);
 /// The least RAM that Linux and the writer start with.
-const MEMORY_MIN_BYTES: u64 = 128 << 20;
+const MEMORY_MIN_BYTES: u64 = 160 << 20;
 /// Serial lines kept.
 const LINES_MAX: usize = 4096;
 
 pub(super) fn run(args: &DemoArgs, options: &MigrateOptions, cancel: &Cancel) -> anyhow::Result<DemoReport> {
     if args.memory < MEMORY_MIN_BYTES {
-        bail!("--memory must be at least 128MiB for a Linux guest");
+        return Err(crate::usage_error("--memory must be at least 160MiB for a Linux guest"));
     }
     let tools = Tools::find(args)?;
     let parameters = parameters(args, args.memory / USED_SHARE.1 * USED_SHARE.0 / PAGE_BYTES)?;
