@@ -344,7 +344,7 @@ impl World {
                     let bytes = self.send_to_target(&message);
                     self.source.handle_message_sent(self.now, bytes);
                 }
-                Action::Scan => {
+                Action::Scan { .. } => {
                     let runs = self.scan();
                     self.source.handle_scan(self.now, Duration::from_micros(50), &runs);
                 }
@@ -666,7 +666,7 @@ fn confirmations_of_bytes_that_are_not_counted_yet_do_not_hide_why_it_failed() {
                     world.source.handle_message(world.now, &welcome);
                 }
             }
-            Some(Action::Scan) => {
+            Some(Action::Scan { .. }) => {
                 scans += 1;
                 world.source.handle_scan(world.now, Duration::ZERO, &[]);
             }

@@ -101,7 +101,7 @@ fn writer(hot_pages: usize) {
         let mut written = Vec::new();
         let tracked = writes_in(&mut || {
             written.clear();
-            *pages = tracker.scan(&mut written).expect("the child lives").pages;
+            *pages = tracker.scan_epoch(&mut written).expect("the child lives").pages;
         });
         drop(tracker);
         *ratio = tracked / free;

@@ -138,8 +138,8 @@ impl SourceVmm for QemuSource {
         FixedCosts { time: FIXED_TIME, device_state_bytes: DEVICE_STATE_BYTES }
     }
 
-    fn scan(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {
-        Ok(self.tracker.scan(written)?)
+    fn scan(&mut self, relaxed: bool, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {
+        Ok(if relaxed { self.tracker.scan_epoch(written) } else { self.tracker.scan(written) }?)
     }
 
     fn scan_run(&mut self, run: PageRun, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {

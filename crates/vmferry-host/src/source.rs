@@ -258,9 +258,9 @@ impl Driver<'_> {
                 };
                 self.source.handle_message_sent(self.now(), bytes);
             }
-            Action::Scan => {
+            Action::Scan { relaxed } => {
                 self.written.clear();
-                let stats = self.vmm.scan(&mut self.written)?;
+                let stats = self.vmm.scan(relaxed, &mut self.written)?;
                 self.source.handle_scan(self.now(), stats.duration, &self.written);
             }
             Action::SendPages { runs, rearm } => {

@@ -90,11 +90,12 @@ pub trait SourceVmm {
     /// What the stop phase usually costs besides copying.
     fn fixed_costs(&self) -> FixedCosts;
 
-    /// Appends the pages written since the last scan, and re-arms them.
+    /// Appends the pages written since the last scan, and re-arms them. Where that is `relaxed`, pages that are written all
+    /// the time may be appended unseen and stay unarmed.
     ///
     /// # Errors
     /// The VMM may have ended.
-    fn scan(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError>;
+    fn scan(&mut self, relaxed: bool, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError>;
 
     /// As [`Self::scan`], for some pages.
     ///

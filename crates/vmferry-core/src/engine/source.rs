@@ -166,7 +166,11 @@ pub enum Action {
     /// Send this message, then call [`Source::handle_message_sent`].
     Send(Message<'static>),
     /// Get and re-arm all written pages, then call [`Source::handle_scan`].
-    Scan,
+    Scan {
+        /// Whether pages that are written all the time may be reported unseen and left unarmed. Not in the stop phase:
+        /// what is reported there is sent.
+        relaxed: bool,
+    },
     /// Read these pages and send them, then call [`Source::handle_pages_sent`].
     SendPages {
         /// Which.
@@ -376,7 +380,7 @@ impl Source {
                 Some(self.act(Action::Send(hello)))
             }
             State::Greeting | State::HandedOver { .. } | State::Resuming { .. } => None,
-            State::Observing { .. } => (now >= self.next_scan).then(|| self.act(Action::Scan)),
+            State::Observing { .. } => (now >= self.next_scan).then(|| self.act(Action::Scan { relaxed: true })),
             State::Pushing(_) => self.push(now),
             State::Pausing => Some(self.act(Action::Pause)),
             State::StopAndCopy(step) => self.stop_and_copy(now, *step),
@@ -863,7 +867,7 @@ impl Source {
 
     fn push(&mut self, now: Duration) -> Option<Action> {
         if now >= self.next_scan {
-            return Some(self.act(Action::Scan));
+            return Some(self.act(Action::Scan { relaxed: true }));
         }
         if !self.window_open() || now < self.pacer.next_at() {
             return None;
@@ -873,7 +877,7 @@ impl Source {
             let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
             let scan_now = !pass.ended && pass.pages >= PASS_MIN_PAGES;
             pass.ended = true;
-            return scan_now.then(|| self.act(Action::Scan));
+            return scan_now.then(|| self.act(Action::Scan { relaxed: true }));
         }
         Some(self.send_pages(runs, true))
     }
@@ -998,7 +1002,7 @@ impl Source {
 
     fn stop_and_copy(&mut self, now: Duration, step: StopStep) -> Option<Action> {
         match step {
-            StopStep::Scan | StopStep::ScanAgain => Some(self.act(Action::Scan)),
+            StopStep::Scan | StopStep::ScanAgain => Some(self.act(Action::Scan { relaxed: false })),
             StopStep::ScanHoles => Some(self.act(Action::ScanHoles)),
             StopStep::Copy | StopStep::CopyAgain => self.copy(now, step),
             StopStep::DeviceState => Some(self.act(Action::SendDeviceState)),

@@ -46,6 +46,7 @@
 //! second pass looks for what is neither mapped nor marked. hugetlbfs cannot be split: one written byte there reports
 //! its whole huge page.
 
+mod cycle;
 mod error;
 mod inject;
 mod probe;
@@ -62,6 +63,7 @@ use vmferry_core::pages::{MAX_BLOCKS, PAGE_BYTES, PageRun};
 pub use error::TrackError;
 pub use probe::{KernelSupport, create_own_userfaultfd, own_pagemap, probe};
 
+use cycle::Cycle;
 use probe::DIRECTORY_BYTES;
 use sys::{PageRegion, ScanQuery};
 
@@ -158,6 +160,7 @@ pub struct Tracker {
     pagemap: OwnedFd,
     /// By page number, ascending.
     regions: Vec<Tracked>,
+    cycle: Cycle,
     /// All zero between scans, so that after an error what the kernel filled in can be told from what it did not.
     buffer: Vec<PageRegion>,
     attach_stop: Option<Duration>,
@@ -216,6 +219,39 @@ impl Tracker {
     /// [`TrackError::VmmExited`], [`TrackError::RegionGone`] or [`TrackError::Host`]. The pages found before the error
     /// are in `written` and will not be reported again.
     pub fn scan(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, TrackError> {
+        self.cycle.reset();
+        self.scan_all(written)
+    }
+
+    /// As [`Tracker::scan`], but pages that the guest writes all the time may be reported as written without being
+    /// looked at, and left unprotected, so that it does not pay a fault for each of them in each epoch. What this reports
+    /// in excess, up to some epochs after a page was last written, a later [`Tracker::scan`] does not repeat.
+    ///
+    /// # Errors
+    /// As [`Tracker::scan`].
+    pub fn scan_epoch(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, TrackError> {
+        let Some(skipped) = self.cycle.skipped() else {
+            let before = written.len();
+            let stats = self.scan_all(written).inspect_err(|_| self.cycle.reset())?;
+            // On huge pages one page found stands for all of its huge page: nothing is gained by leaving it out.
+            let coarse: Vec<PageRun> =
+                self.regions.iter().filter(|t| t.granule_bytes > PAGE_BYTES).map(|t| t.region.pages).collect();
+            let fine =
+                |run: PageRun| coarse.iter().all(|pages| run.end() <= pages.first.0 || pages.end() <= run.first.0);
+            self.cycle.learn(&written[before..], fine);
+            return Ok(stats);
+        };
+        self.cycle.next_epoch();
+        self.scan_with(written, |tracker, found, stats| {
+            found.extend_from_slice(&skipped);
+            (0..tracker.regions.len()).try_for_each(|index| {
+                let gaps = cycle::without(tracker.regions[index].region.pages, &skipped);
+                gaps.into_iter().try_for_each(|gap| tracker.scan_region(index, gap, found, stats))
+            })
+        })
+    }
+
+    fn scan_all(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, TrackError> {
         self.scan_with(written, |tracker, found, stats| {
             (0..tracker.regions.len()).try_for_each(|index| {
                 let pages = tracker.regions[index].region.pages;
@@ -244,6 +280,7 @@ impl Tracker {
             }
         }
         assert!(next >= run.end(), "page {next} of {run:?} is not tracked");
+        self.cycle.armed(run);
         self.scan_with(written, |tracker, found, stats| {
             pieces.into_iter().try_for_each(|(index, piece)| tracker.scan_region(index, piece, found, stats))
         })
@@ -271,8 +308,9 @@ impl Tracker {
         sys::uffdio_api(uffd.as_fd(), probe::FEATURES)
             .map_err(|source| TrackError::Host { what: "UFFDIO_API", source })?;
         let buffer = vec![PageRegion::default(); BUFFER_REGIONS];
-        let mut tracker =
-            Self { uffd, pagemap, regions: Vec::with_capacity(regions.len()), buffer, attach_stop, detached: false };
+        let cycle = Cycle::new(regions.iter().map(|region| region.pages.end()).max().unwrap_or(0));
+        let tracked = Vec::with_capacity(regions.len());
+        let mut tracker = Self { uffd, pagemap, regions: tracked, cycle, buffer, attach_stop, detached: false };
         for region in regions {
             tracker.register(region)?;
         }
