@@ -25,6 +25,8 @@ use super::message::{self, GreetingVersion, Message};
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Events kept until somebody asks for them; beyond it the oldest are dropped and counted.
 pub const MAX_QUEUED_EVENTS: usize = 1024;
+/// How long a socket that exists may refuse us: between making it and listening on it QEMU takes a moment.
+const LISTEN_GRACE: Duration = Duration::from_millis(500);
 /// How long the server may take to greet before it counts as busy.
 pub const GREETING_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a command may take where the caller does not say. QEMU answers most in a millisecond, but its main loop
@@ -98,6 +100,8 @@ impl QmpClient {
                 Err(Errno::AGAIN) if start.elapsed() >= greeting_timeout => return Err(busy()),
                 // The listen queue is full: the server is busy, and so are others who wait for it.
                 Err(Errno::AGAIN) => std::thread::sleep(CONNECT_RETRY),
+                // A QEMU that has just been started has made its socket and does not listen yet.
+                Err(Errno::CONNREFUSED) if start.elapsed() < LISTEN_GRACE => std::thread::sleep(CONNECT_RETRY),
                 Err(errno) => return Err(connect_error(path, errno)),
             }
         };
@@ -720,6 +724,29 @@ mod tests {
         let refused = QmpClient::connect(&deep.join("qmp"));
         assert!(matches!(refused, Err(QmpError::Refused { .. })), "{refused:?}");
         std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    /// A QEMU that had just been started refused the connection: its socket was bound, and it did not listen yet.
+    #[test]
+    fn a_server_that_listens_a_moment_later_is_waited_for() {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, listen, socket};
+
+        let path = std::env::temp_dir().join(format!("vmferry-qmp-late-{}", std::process::id()));
+        let server = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        bind(&server, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        let begun = Instant::now();
+        assert_eq!(connect_socket(&path).unwrap_err(), Errno::CONNREFUSED);
+        let client = std::thread::spawn({
+            let path = path.clone();
+            move || QmpClient::connect_within(&path, Duration::from_millis(1))
+        });
+        while begun.elapsed() < LISTEN_GRACE / 10 {
+            std::thread::yield_now();
+        }
+        listen(&server, 1).unwrap();
+        // Nobody greets, but it was not refused.
+        assert!(matches!(client.join().unwrap(), Err(QmpError::Busy { .. })));
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]
