@@ -1,4 +1,4 @@
-//! The commands a developer of vmferry types: set-up, demo, tests and benches.
+//! The commands a developer of vmferry types: set-up, demo, tests, benches and figures.
 //!
 //! Run as `cargo xtask COMMAND`. Everything that is downloaded or built for the tests goes to `target/tools/` of the
 //! workspace and nowhere else: nothing is installed in the system, and root is not needed.
@@ -12,6 +12,7 @@ mod setup;
 mod tasks;
 mod workspace;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -27,6 +28,7 @@ Examples:
   cargo xtask test -- handover         only the tests whose name contains \"handover\"
   cargo xtask demo                     show one migration on this machine
   cargo xtask bench track              one bench; without a name, all of them
+  cargo xtask figures                  measure and draw the figures of docs/FIGURES.md
 
 Where Debian 12 packages cannot be had, name what is already here instead:
   VMFERRY_QEMU=/usr/bin/qemu-system-x86_64 VMFERRY_KERNEL=/boot/vmlinuz cargo xtask setup
@@ -35,7 +37,7 @@ Environment:
   VMFERRY_QEMU     QEMU binaries to use instead of downloaded ones, separated by colons
   VMFERRY_KERNEL   a Linux kernel image to use instead of a downloaded one";
 
-/// Set-up, demo, tests and benches of vmferry.
+/// Set-up, demo, tests, benches and figures of vmferry.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES, version)]
 struct Arguments {
@@ -74,6 +76,18 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Measure and draw the figures that docs/FIGURES.md explains; takes about ten minutes
+    Figures {
+        /// Small trees and few repetitions, to see that everything runs
+        #[arg(long)]
+        quick: bool,
+        /// The directory for CSV, SVG and PNG; docs/figures of the workspace when left out
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Draw from the CSV files that are there, and measure nothing
+        #[arg(long, conflicts_with = "quick")]
+        redraw: bool,
+    },
 }
 
 /// The benches by what they measure.
@@ -104,6 +118,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Test { fail_fast, arguments } => tasks::test(&workspace, fail_fast, &arguments),
         Command::Demo { arguments } => tasks::demo(&workspace, &arguments),
         Command::Bench { name, arguments } => tasks::bench(&workspace, name, &arguments),
+        Command::Figures { quick, out, redraw } => tasks::figures(&workspace, quick, out.as_deref(), redraw),
     }
 }
 
@@ -123,5 +138,14 @@ mod tests {
         let arguments = Arguments::try_parse_from(["xtask", "demo", "--json", "--memory", "64MiB"]).unwrap();
         let Command::Demo { arguments } = arguments.command else { panic!("not a demo: {arguments:?}") };
         assert_eq!(arguments, ["--json", "--memory", "64MiB"]);
+    }
+
+    #[test]
+    fn figures_are_measured_or_redrawn() {
+        let arguments = Arguments::try_parse_from(["xtask", "figures", "--quick", "--out", "pictures"]).unwrap();
+        let Command::Figures { quick, out, redraw } = arguments.command else { panic!("not figures: {arguments:?}") };
+        assert!(quick && !redraw);
+        assert_eq!(out, Some(PathBuf::from("pictures")));
+        assert!(Arguments::try_parse_from(["xtask", "figures", "--quick", "--redraw"]).is_err());
     }
 }

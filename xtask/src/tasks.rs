@@ -1,5 +1,6 @@
-//! `test`, `demo` and `bench`: a list of steps each, started one after the other.
+//! `test`, `demo`, `bench` and `figures`: a list of steps each, started one after the other.
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -18,8 +19,11 @@ struct Outcome {
     elapsed: Duration,
 }
 
-/// Set-up, format, lints, tests, documentation, doc tests. All steps run, so that one run shows all that is wrong, except that
-/// `fail_fast` ends it at the first failure.
+/// What is not built by default and has to be right all the same.
+const FEATURES: &str = "--features=lcbst/concurrent";
+
+/// Set-up, format, lints, tests, documentation, doc tests. All steps run, so that one run shows all that is wrong,
+/// except that `fail_fast` ends it at the first failure.
 pub(crate) fn test(workspace: &Workspace, fail_fast: bool, arguments: &[String]) -> Result<ExitCode> {
     let mut outcomes = vec![timed("set-up", || match setup(workspace, false) {
         Ok(()) => Ok(true),
@@ -30,10 +34,10 @@ pub(crate) fn test(workspace: &Workspace, fail_fast: bool, arguments: &[String])
     })?];
     let steps: [(&'static str, &[&str], &[String]); 5] = [
         ("format", &["fmt", "--all", "--check"], &[]),
-        ("lints", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
-        ("tests", &["test", "--workspace", "--lib", "--bins", "--tests", "--"], arguments),
-        ("docs", &["doc", "--workspace", "--no-deps", "--quiet"], &[]),
-        ("doc tests", &["test", "--workspace", "--doc", "--"], arguments),
+        ("lints", &["clippy", "--workspace", FEATURES, "--all-targets", "--", "-D", "warnings"], &[]),
+        ("tests", &["test", "--workspace", FEATURES, "--lib", "--bins", "--tests", "--"], arguments),
+        ("docs", &["doc", "--workspace", FEATURES, "--no-deps", "--quiet"], &[]),
+        ("doc tests", &["test", "--workspace", FEATURES, "--doc", "--"], arguments),
     ];
     for (name, fixed, extra) in steps {
         if fail_fast && outcomes.iter().any(|outcome| !outcome.passed) {
@@ -79,6 +83,19 @@ pub(crate) fn bench(workspace: &Workspace, name: Option<BenchName>, arguments: &
         outcomes.push(timed(label, || passes(&mut command))?);
     }
     Ok(summarise(&outcomes))
+}
+
+/// Measures and draws the figures, with a program of its own: this one need not know how to draw.
+pub(crate) fn figures(workspace: &Workspace, quick: bool, out: Option<&Path>, redraw: bool) -> Result<ExitCode> {
+    // Cargo is started in the workspace root; a directory that was named is meant from here.
+    let out = match out {
+        Some(out) => std::path::absolute(out).with_context(|| format!("cannot find {}", out.display()))?,
+        None => workspace.root.join("docs/figures"),
+    };
+    let mut command = cargo(&workspace.root);
+    command.args(["run", "--quiet", "--release", "--package", "lcbst-figures", "--", "--out"]).arg(out);
+    command.args(quick.then_some("--quick")).args(redraw.then_some("--redraw"));
+    exit_code_of(&mut command)
 }
 
 fn timed(name: &'static str, step: impl FnOnce() -> Result<bool>) -> Result<Outcome> {

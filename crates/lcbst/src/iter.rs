@@ -5,7 +5,7 @@
 
 use alloc::vec::{self, Vec};
 use core::borrow::Borrow;
-use core::iter::FusedIterator;
+use core::iter::{self, FusedIterator};
 use core::ops::{Bound, RangeBounds};
 
 use crate::node::{NIL, Node, Side};
@@ -61,6 +61,10 @@ impl<'a, K, V> Nodes<'a, K, V> {
     }
 
     fn step(&mut self, from: Side) -> Option<&'a Node<K, V>> {
+        self.step_position(from).map(|at| &self.nodes[at as usize])
+    }
+
+    fn step_position(&mut self, from: Side) -> Option<u32> {
         if self.finished {
             return None;
         }
@@ -70,9 +74,9 @@ impl<'a, K, V> Nodes<'a, K, V> {
             Side::Left => (&mut self.front, Side::Right),
             Side::Right => (&mut self.back, Side::Left),
         };
-        let node = &self.nodes[stack.pop()? as usize];
-        push_spine(self.nodes, stack, node.links[onward as usize], from);
-        Some(node)
+        let at = stack.pop()?;
+        push_spine(self.nodes, stack, self.nodes[at as usize].links[onward as usize], from);
+        Some(at)
     }
 }
 
@@ -139,6 +143,51 @@ impl<'a, K, V> Weights<'a, K, V> {
     }
 }
 
+/// All values in key order. Created by [`CountingTree::values`](crate::CountingTree::values).
+pub struct Values<'a, K, V>(Iter<'a, K, V>);
+
+impl<'a, K, V> Values<'a, K, V> {
+    pub(crate) fn new(nodes: &'a [Node<K, V>], root: u32) -> Self {
+        Self(Iter::new(nodes, root))
+    }
+}
+
+/// Keys and values in key order, the values to change. Created by
+/// [`CountingTree::iter_mut`](crate::CountingTree::iter_mut) and
+/// [`CountingTree::range_mut`](crate::CountingTree::range_mut).
+///
+/// All references are taken out of the arena beforehand, because without `unsafe` no iterator can follow links and hand
+/// out what it has passed.
+pub struct IterMut<'a, K, V>(iter::Flatten<vec::IntoIter<Option<(&'a K, &'a mut V)>>>, usize);
+
+impl<'a, K: Ord, V> IterMut<'a, K, V> {
+    pub(crate) fn range<Q: Ord + ?Sized>(nodes: &'a mut [Node<K, V>], root: u32, range: &impl RangeBounds<Q>) -> Self
+    where
+        K: Borrow<Q>,
+    {
+        let mut visited = Nodes::range(nodes, root, range);
+        // The node's position in the arena above its rank in key order, so that a sort tells the ranks by position.
+        let mut places: Vec<u64> = Vec::new();
+        while let Some(at) = visited.step_position(Side::Left) {
+            places.push(u64::from(at) << 32 | places.len() as u64);
+        }
+        places.sort_unstable();
+        let mut in_order: Vec<Option<(&K, &mut V)>> = places.iter().map(|_| None).collect();
+        let mut rest = nodes.iter_mut();
+        let mut next = 0;
+        for place in places {
+            let (at, rank) = ((place >> 32) as usize, place as u32 as usize);
+            in_order[rank] = rest.nth(at - next).map(|node| (&node.key, &mut node.value));
+            next = at + 1;
+        }
+        let length = in_order.len();
+        Self(in_order.into_iter().flatten(), length)
+    }
+}
+
+/// All values in key order, to change. Created by [`CountingTree::values_mut`](crate::CountingTree::values_mut).
+pub struct ValuesMut<'a, K, V>(pub(crate) IterMut<'a, K, V>);
+
 /// The keys and values of a range in key order. Created by [`CountingTree::range`](crate::CountingTree::range).
 pub struct Range<'a, K, V>(Nodes<'a, K, V>);
 
@@ -169,6 +218,12 @@ impl<K, V> Clone for Iter<'_, K, V> {
 }
 
 impl<K, V> Clone for Keys<'_, K, V> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K, V> Clone for Values<'_, K, V> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
@@ -231,6 +286,73 @@ impl<K, V> DoubleEndedIterator for Keys<'_, K, V> {
 
 impl<K, V> ExactSizeIterator for Keys<'_, K, V> {}
 impl<K, V> FusedIterator for Keys<'_, K, V> {}
+
+impl<'a, K, V> Iterator for Values<'a, K, V> {
+    type Item = &'a V;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next().map(|(_, value)| value)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl<K, V> DoubleEndedIterator for Values<'_, K, V> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.0.next_back().map(|(_, value)| value)
+    }
+}
+
+impl<K, V> ExactSizeIterator for Values<'_, K, V> {}
+impl<K, V> FusedIterator for Values<'_, K, V> {}
+
+impl<'a, K, V> Iterator for IterMut<'a, K, V> {
+    type Item = (&'a K, &'a mut V);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let pair = self.0.next()?;
+        self.1 -= 1;
+        Some(pair)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.1, Some(self.1))
+    }
+}
+
+impl<K, V> DoubleEndedIterator for IterMut<'_, K, V> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        let pair = self.0.next_back()?;
+        self.1 -= 1;
+        Some(pair)
+    }
+}
+
+impl<K, V> ExactSizeIterator for IterMut<'_, K, V> {}
+impl<K, V> FusedIterator for IterMut<'_, K, V> {}
+
+impl<'a, K, V> Iterator for ValuesMut<'a, K, V> {
+    type Item = &'a mut V;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next().map(|(_, value)| value)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl<K, V> DoubleEndedIterator for ValuesMut<'_, K, V> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.0.next_back().map(|(_, value)| value)
+    }
+}
+
+impl<K, V> ExactSizeIterator for ValuesMut<'_, K, V> {}
+impl<K, V> FusedIterator for ValuesMut<'_, K, V> {}
 
 impl<'a, K, V> Iterator for Weights<'a, K, V> {
     type Item = (&'a K, u64);

@@ -26,6 +26,21 @@
 //! assert!(pages.iter().map(|(page, ())| *page).eq([1, 3, 7, 9]));
 //! ```
 //!
+//! # Rules and the bounds that belong to them
+//!
+//! | rule | an access rotates | depth or time of an access | source |
+//! |---|---|---|---|
+//! | [`Lazy`] | at most once or twice; a new key up to the root | no bound known | Afek, Korenfeld, Morrison |
+//! | [`LazyAsPrinted`] | as `Lazy`, with the printed comparisons | no bound known | the same |
+//! | [`DepthLimited`] | the whole path, where it is deeper than 2·log₂ n | no bound known | the same |
+//! | [`CbTree`] | along the path, where it pays | O(1 + log(m / accesses of the key)) amortised, and in depth at rest | Afek, Kaplan, Korenfeld, Morrison, Tarjan |
+//! | [`SemiSplay`] | half of the path | the same, amortised | Sleator, Tarjan |
+//! | [`Splay`] | the whole path | the same, amortised | Sleator, Tarjan |
+//! | [`NoRotation`] | never | depends on the order of insertion | |
+//!
+//! `m` is the number of accesses. Bounds are for accesses one by one and without ageing unless the rule says more.
+//! Many keys at once are counted by [`CountingTree::touch_sorted`].
+//!
 //! # What it is not
 //!
 //! - **Not a worst-case structure.** No logarithmic bound is known for the lazy rule. Its measured depth on sorted,
@@ -46,7 +61,7 @@
 //! 4. A step of [`Lazy`] strictly lowers the weighted path length, the sum over all keys of weight times depth.
 //! 5. Rotations never move a key in memory, and the arena never holds a removed key.
 //!
-//! The invariants hold if `Ord` is a total order that never panics. Otherwise results are unspecified and later calls
+//! The invariants hold if `Ord` is a total order, and neither it nor `V::default` panics. Otherwise results are unspecified and later calls
 //! may panic, but they terminate and touch no memory that is not theirs.
 //!
 //! # Sources
@@ -65,18 +80,28 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod batch;
+mod build;
+#[cfg(feature = "concurrent")]
+pub mod concurrent;
 mod decay;
+mod entry;
 mod iter;
 mod node;
 mod rule;
+mod runs;
 mod statistics;
 mod top;
 mod tree;
 
 pub use decay::{FRACTION_BITS, MAX_DOUBLINGS};
-pub use iter::{IntoIter, Iter, Keys, Range, Weights};
+pub use entry::{Entry, OccupiedEntry, VacantEntry};
+pub use iter::{IntoIter, Iter, IterMut, Keys, Range, Values, ValuesMut, Weights};
 pub use node::Side;
-pub use rule::{Climb, DepthLimited, Lazy, LazyAsPrinted, LocalWeights, RotationRule};
+pub use rule::{
+    CbTree, Climb, DepthLimited, Lazy, LazyAsPrinted, LocalWeights, NoRotation, RotationRule, SemiSplay, Splay,
+};
+pub use runs::Successor;
 pub use statistics::DepthStatistics;
 pub use top::Hottest;
 pub use tree::{CountingTree, MAX_KEYS, MAX_TOTAL_WEIGHT};

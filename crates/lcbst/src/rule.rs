@@ -7,13 +7,21 @@
 //!
 //! What a rule is not: it sees no keys and no values, and it cannot change a weight.
 
+mod cb_tree;
+mod splay;
+
 use alloc::vec::Vec;
 
 use crate::node::{NIL, Node, Side};
 
+pub use cb_tree::CbTree;
+use splay::semi_splay;
+pub use splay::{NoRotation, SemiSplay, Splay};
+
 /// Decides the rotations after an access.
 ///
-/// The tree calls exactly one of the two methods after each counted access, with the focus on the accessed node.
+/// The tree calls exactly one of the first two methods after each counted access, with the focus on the accessed node,
+/// and the third at each inner node that a batch reached.
 ///
 /// # Examples
 ///
@@ -46,6 +54,16 @@ pub trait RotationRule {
 
     /// A new leaf was linked and counted; the focus is on it.
     fn after_insert<K, V>(&mut self, climb: &mut Climb<'_, K, V>);
+
+    /// A batch was counted, and `reached` keys on the sides of the focus that are true in it, the left one first. It is
+    /// called for the deepest nodes first, and once a node.
+    ///
+    /// The climb is confined to the subtree of the focus: it begins at the top of it, with depth 0, and what it rotates
+    /// to that place comes to hang where the focus hung. Rotates nothing unless a rule says otherwise.
+    #[inline]
+    fn after_batch<K, V>(&mut self, climb: &mut Climb<'_, K, V>, reached: [bool; 2]) {
+        let (_, _) = (climb, reached);
+    }
 }
 
 /// The lazy rule with a strict test of gain: the default.
@@ -77,13 +95,19 @@ impl RotationRule for Lazy {
     fn after_insert<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
         climb_to_root(climb, lazy_step);
     }
+
+    #[inline]
+    fn after_batch<K, V>(&mut self, climb: &mut Climb<'_, K, V>, reached: [bool; 2]) {
+        step_at_child(climb, reached, lazy_step);
+    }
 }
 
 /// The lazy rule with the conditions as the literature prints them, for comparison.
 ///
 /// With the names of [`Lazy`]: a zig-zag if `c` exists and `W(c) ≥ own(p) + W(p.far)`; otherwise a zig if
 /// `own(y) + W(y.near) > own(p) + W(p.far)`. It differs from [`Lazy`] in two ways. At equality it may rotate where
-/// nothing is gained (`own(c) = 0`), and it prefers the zig-zag even where the zig gains more.
+/// nothing is gained (`own(c) = 0`), and it prefers the zig-zag even where the zig gains more. With ascending batches
+/// ([`CountingTree::touch_sorted`](crate::CountingTree::touch_sorted)) the latter leads to a chain.
 ///
 /// Source and cost are those of [`Lazy`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,6 +122,11 @@ impl RotationRule for LazyAsPrinted {
     #[inline]
     fn after_insert<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
         climb_to_root(climb, lazy_step_as_printed);
+    }
+
+    #[inline]
+    fn after_batch<K, V>(&mut self, climb: &mut Climb<'_, K, V>, reached: [bool; 2]) {
+        step_at_child(climb, reached, lazy_step_as_printed);
     }
 }
 
@@ -129,6 +158,11 @@ impl<R: RotationRule> RotationRule for DepthLimited<R> {
     #[inline]
     fn after_insert<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
         self.0.after_insert(climb);
+    }
+
+    #[inline]
+    fn after_batch<K, V>(&mut self, climb: &mut Climb<'_, K, V>, reached: [bool; 2]) {
+        self.0.after_batch(climb, reached);
     }
 }
 
@@ -354,27 +388,26 @@ fn climb_to_root<K, V>(climb: &mut Climb<'_, K, V>, step: impl Fn(&mut Climb<'_,
     }
 }
 
+/// The step of a batch at a node: at most one, at its heavier child if that gains, else at the other. Looks at a child
+/// only where the batch went, and where the node's own sums leave a gain possible.
+#[inline]
+fn step_at_child<K, V>(climb: &mut Climb<'_, K, V>, reached: [bool; 2], step: impl Fn(&mut Climb<'_, K, V>) -> bool) {
+    let Some(top) = climb.weights(0) else { return };
+    let heavier = if top.left >= top.right { Side::Left } else { Side::Right };
+    for side in [heavier, heavier.opposite()] {
+        // A zig gains less than the child's weight without what is pushed down, a zig-zag less than twice that weight.
+        let (lifted, lowered) = (top.toward(side), top.own + top.toward(side.opposite()));
+        if reached[side as usize] && 2 * lifted > lowered && climb.descend(side) {
+            if step(climb) {
+                return;
+            }
+            climb.ascend();
+        }
+    }
+}
+
 /// Whether `depth > 2·log₂(keys)`, in integers.
 fn exceeds_depth_rule(depth: usize, keys: usize) -> bool {
     let keys_squared = (keys as u128) * (keys as u128);
     depth >= 128 || 1_u128 << depth > keys_squared
-}
-
-/// Halves the depth of the path, roughly: the bottom-up semi-splaying of Sleator and Tarjan.
-fn semi_splay<K, V>(climb: &mut Climb<'_, K, V>) {
-    while let Some(side) = climb.side(0) {
-        match climb.side(1) {
-            None => {
-                climb.rotate_up();
-            }
-            Some(above) if above == side => {
-                climb.ascend();
-                climb.rotate_up();
-            }
-            Some(_) => {
-                climb.rotate_up();
-                climb.rotate_up();
-            }
-        }
-    }
 }

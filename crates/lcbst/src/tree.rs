@@ -15,8 +15,9 @@ use core::fmt;
 use core::num::NonZeroU32;
 use core::ops::{Bound, RangeBounds};
 
+use crate::build::link_sorted;
 use crate::decay::Decay;
-use crate::iter::{IntoIter, Iter, Keys, Range, Weights};
+use crate::iter::{IntoIter, Iter, IterMut, Keys, Range, Values, ValuesMut, Weights};
 use crate::node::{NIL, Node, Side};
 use crate::rule::{Climb, Lazy, RotationRule};
 use crate::statistics::DepthStatistics;
@@ -54,14 +55,14 @@ pub struct CountingTree<K, V = (), R = Lazy> {
     pub(crate) nodes: Vec<Node<K, V>>,
     pub(crate) root: u32,
     /// The ancestors met by the latest descent; kept to reuse its memory.
-    path: Vec<u32>,
+    pub(crate) path: Vec<u32>,
     pub(crate) decay: Decay,
-    rotations: u64,
-    rule: R,
+    pub(crate) rotations: u64,
+    pub(crate) rule: R,
 }
 
 /// Where a descent ended.
-enum Descent {
+pub(crate) enum Descent {
     Found(u32),
     /// At the missing child on this side of the last node on the path.
     Missing(Side),
@@ -211,6 +212,12 @@ impl<K, V, R> CountingTree<K, V, R> {
         Keys::new(&self.nodes, self.root)
     }
 
+    /// All values in key order. Costs what [`Self::iter`] costs.
+    #[must_use]
+    pub fn values(&self) -> Values<'_, K, V> {
+        Values::new(&self.nodes, self.root)
+    }
+
     /// All keys and their stored weights in key order. Costs what [`Self::iter`] costs.
     #[must_use]
     pub fn weights(&self) -> Weights<'_, K, V> {
@@ -295,6 +302,15 @@ impl<K: Ord, V, R> CountingTree<K, V, R> {
         K: Borrow<Q>,
     {
         self.find(key).map(|node| &node.value)
+    }
+
+    /// The key in the tree that equals a key, and its value. Neither counts nor rotates. O(depth).
+    #[must_use]
+    pub fn get_key_value<Q: Ord + ?Sized>(&self, key: &Q) -> Option<(&K, &V)>
+    where
+        K: Borrow<Q>,
+    {
+        self.find(key).map(|node| (&node.key, &node.value))
     }
 
     /// The value of a key, to change. Neither counts nor rotates. O(depth).
@@ -418,13 +434,143 @@ impl<K: Ord, V, R> CountingTree<K, V, R> {
     where
         K: Borrow<Q>,
     {
-        let Descent::Found(mut at) = self.descend(key) else { return None };
+        self.remove_entry(key).map(|(_, value)| value)
+    }
+
+    /// As [`Self::remove`]; returns both key and value. O(depth).
+    pub fn remove_entry<Q: Ord + ?Sized>(&mut self, key: &Q) -> Option<(K, V)>
+    where
+        K: Borrow<Q>,
+    {
+        match self.descend(key) {
+            Descent::Found(at) => Some(self.remove_found(at)),
+            Descent::Missing(_) => None,
+        }
+    }
+
+    /// Removes the least key and its weight; returns it with its value. O(depth).
+    pub fn pop_first(&mut self) -> Option<(K, V)> {
+        self.pop_outermost(Side::Left)
+    }
+
+    /// Removes the greatest key and its weight; returns it with its value. O(depth).
+    pub fn pop_last(&mut self) -> Option<(K, V)> {
+        self.pop_outermost(Side::Right)
+    }
+
+    fn pop_outermost(&mut self, side: Side) -> Option<(K, V)> {
+        self.path.clear();
+        let mut at = self.root;
+        while at != NIL {
+            self.path.push(at);
+            at = self.nodes[at as usize].links[side as usize];
+        }
+        let outermost = self.path.pop()?;
+        Some(self.remove_found(outermost))
+    }
+
+    /// Keeps the keys for which the function returns true, asked in key order, and removes the others with their weights.
+    /// The function may change the values. If it panics, no key is removed.
+    ///
+    /// O(n log n) time and O(n) memory. If a key is removed, the tree is built anew, balanced by weight.
+    ///
+    /// ```
+    /// let mut tree: lcbst::CountingTree<u32, u32> = (0..10).map(|key| (key, key)).collect();
+    /// tree.retain(|key, _| key % 3 == 0);
+    /// assert!(tree.keys().eq(&[0, 3, 6, 9]));
+    /// ```
+    pub fn retain(&mut self, mut keep: impl FnMut(&K, &mut V) -> bool) {
+        let in_order: Vec<bool> = self.iter_mut().map(|(key, value)| keep(key, value)).collect();
+        if in_order.iter().all(|&kept| kept) {
+            return;
+        }
+        self.nodes.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        let mut kept = in_order.into_iter();
+        self.nodes.retain(|_| kept.next().unwrap_or(true));
+        self.root = link_sorted(&mut self.nodes, 0);
+    }
+
+    /// All keys and values in key order, the values to change. Neither counts nor rotates. O(n log n) time and O(n) memory
+    /// before the first: the price of `forbid(unsafe_code)`.
+    #[must_use]
+    pub fn iter_mut(&mut self) -> IterMut<'_, K, V> {
+        IterMut::range::<K>(&mut self.nodes, self.root, &(..))
+    }
+
+    /// All values in key order, to change. Costs what [`Self::iter_mut`] costs.
+    #[must_use]
+    pub fn values_mut(&mut self) -> ValuesMut<'_, K, V> {
+        ValuesMut(self.iter_mut())
+    }
+
+    /// The keys and values of a range in key order, the values to change. Neither counts nor rotates. For `r` keys in the
+    /// range O(depth + r log r) time and O(depth + r) memory before the first.
+    ///
+    /// As with [`Self::range`], a range whose start is after its end is empty.
+    #[must_use]
+    pub fn range_mut<Q: Ord + ?Sized>(&mut self, range: impl RangeBounds<Q>) -> IterMut<'_, K, V>
+    where
+        K: Borrow<Q>,
+    {
+        IterMut::range(&mut self.nodes, self.root, &range)
+    }
+
+    /// The weight of all lesser keys, whether the key itself is there or not. O(depth).
+    ///
+    /// ```
+    /// let mut tree: lcbst::CountingTree<u32> = lcbst::CountingTree::new();
+    /// tree.touch_sorted([(10, 5), (20, 3), (30, 2)]);
+    /// assert_eq!((tree.rank_by_weight(&20), tree.rank_by_weight(&25)), (5, 8));
+    /// ```
+    #[must_use]
+    pub fn rank_by_weight<Q: Ord + ?Sized>(&self, key: &Q) -> u64
+    where
+        K: Borrow<Q>,
+    {
+        self.weight_before(|at| at < key)
+    }
+
+    /// The key at a position on the axis of weight, on which each key takes up as much as it weighs, in key order: the
+    /// one whose [rank](Self::rank_by_weight) is at most `position` while rank plus weight is more. `None` from the total
+    /// weight on. Never a key of weight 0. O(depth).
+    ///
+    /// With uniformly random positions this draws keys by their weight; with `total_weight() / 2` it is the weighted
+    /// median.
+    ///
+    /// ```
+    /// let mut tree: lcbst::CountingTree<u32> = lcbst::CountingTree::new();
+    /// tree.touch_sorted([(10, 5), (20, 3), (30, 2)]);
+    /// assert_eq!([0, 4, 5, 7, 9, 10].map(|position| tree.select_by_weight(position).copied()),
+    ///            [Some(10), Some(10), Some(20), Some(20), Some(30), None]);
+    /// ```
+    #[must_use]
+    pub fn select_by_weight(&self, mut position: u64) -> Option<&K> {
+        let mut at = self.root;
+        while at != NIL {
+            let node = &self.nodes[at as usize];
+            let [left, right] = node.links;
+            if position < node.below[0] {
+                at = left;
+                continue;
+            }
+            position -= node.below[0];
+            if position < node.own {
+                return Some(&node.key);
+            }
+            position -= node.own;
+            at = right;
+        }
+        None
+    }
+
+    /// Removes a node whose ancestors are in `path`.
+    pub(crate) fn remove_found(&mut self, mut at: u32) -> (K, V) {
         self.subtract_along_path(at, 0);
         if let [Some(_), Some(_)] = self.children(at) {
             at = self.swap_with_neighbour(at);
         }
         self.splice(at);
-        Some(self.take_out(at))
+        self.take_out(at)
     }
 
     fn find<Q: Ord + ?Sized>(&self, key: &Q) -> Option<&Node<K, V>>
@@ -443,11 +589,11 @@ impl<K: Ord, V, R> CountingTree<K, V, R> {
         let (mut at, mut depth) = (self.root, 0);
         while at != NIL {
             let node = &self.nodes[at as usize];
-            at = match key.cmp(node.key.borrow()) {
-                Ordering::Less => node.links[0],
-                Ordering::Equal => return Some((at, depth)),
-                Ordering::Greater => node.links[1],
-            };
+            let ordering = key.cmp(node.key.borrow());
+            if ordering.is_eq() {
+                return Some((at, depth));
+            }
+            at = node.links[usize::from(ordering.is_gt())];
             depth += 1;
         }
         None
@@ -472,7 +618,7 @@ impl<K: Ord, V, R> CountingTree<K, V, R> {
     }
 
     /// Looks for a key and leaves its ancestors in `path`.
-    fn descend<Q: Ord + ?Sized>(&mut self, key: &Q) -> Descent
+    pub(crate) fn descend<Q: Ord + ?Sized>(&mut self, key: &Q) -> Descent
     where
         K: Borrow<Q>,
     {
@@ -499,14 +645,13 @@ impl<K: Ord, V, R> CountingTree<K, V, R> {
         let (mut at, mut side) = (self.root, Side::Left);
         while at != NIL {
             let node = &mut self.nodes[at as usize];
-            side = match key.cmp(&node.key) {
-                Ordering::Less => Side::Left,
-                Ordering::Equal => {
-                    node.own += added;
-                    return Descent::Found(at);
-                }
-                Ordering::Greater => Side::Right,
-            };
+            let ordering = key.cmp(&node.key);
+            if ordering.is_eq() {
+                node.own += added;
+                return Descent::Found(at);
+            }
+            // A side as an index, and no branch on it: which way a descent goes is not to be predicted.
+            side = if ordering.is_gt() { Side::Right } else { Side::Left };
             node.below[side as usize] += added;
             self.path.push(at);
             at = node.links[side as usize];
@@ -578,13 +723,14 @@ impl<K: Ord, V, R> CountingTree<K, V, R> {
     }
 
     /// Takes a node that nothing links to out of the arena, and moves the last node into its slot.
-    fn take_out(&mut self, at: u32) -> V {
+    fn take_out(&mut self, at: u32) -> (K, V) {
         let last = self.nodes.len() as u32 - 1;
         if at != last {
             let parent = self.parent_of(last);
             self.relink(parent, last, at);
         }
-        self.nodes.swap_remove(at as usize).value
+        let node = self.nodes.swap_remove(at as usize);
+        (node.key, node.value)
     }
 
     fn parent_of(&self, sought: u32) -> Option<u32> {
@@ -642,17 +788,39 @@ impl<K: Ord, V, R: RotationRule> CountingTree<K, V, R> {
         K: Borrow<Q>,
     {
         let Descent::Found(at) = self.descend(key) else { return None };
+        self.count_hit(at, weight);
+        Some(&mut self.nodes[at as usize].value)
+    }
+
+    /// Counts an access of a node whose ancestors are in `path`, and lets the rule adjust the tree.
+    pub(crate) fn count_hit(&mut self, at: u32, weight: u64) {
         let added = self.admit(weight);
         self.nodes[at as usize].own += added;
-        let mut child = at;
-        for &ancestor in self.path.iter().rev() {
+        self.add_along_path(at, self.path.len(), added);
+        self.adjust_after_hit(at);
+    }
+
+    /// Inserts a key at the missing child on this side of the last node in `path`, as an access of weight 1. Returns where.
+    pub(crate) fn insert_missing(&mut self, key: K, value: V, side: Side) -> u32 {
+        assert!(self.len() < MAX_KEYS, "a tree holds at most {MAX_KEYS} keys");
+        let added = self.admit(1);
+        if let Some(&parent) = self.path.last() {
+            self.nodes[parent as usize].below[side as usize] += added;
+            self.add_along_path(parent, self.path.len() - 1, added);
+        }
+        let at = self.nodes.len() as u32;
+        self.link_leaf(side, Node::leaf(key, value, added));
+        at
+    }
+
+    /// Adds to the sums of the first `length` nodes of the path, the last of which has `child` as its child.
+    fn add_along_path(&mut self, mut child: u32, length: usize, added: u64) {
+        for &ancestor in self.path[..length].iter().rev() {
             let node = &mut self.nodes[ancestor as usize];
             let side = node.side_of(child);
             node.below[side as usize] += added;
             child = ancestor;
         }
-        self.adjust_after_hit(at);
-        Some(&mut self.nodes[at as usize].value)
     }
 
     /// Sets the value of a key, inserting it if it is missing; returns the value it replaces. Counts as an access of
@@ -736,6 +904,15 @@ impl<'a, K, V, R> IntoIterator for &'a CountingTree<K, V, R> {
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
+    }
+}
+
+impl<'a, K: Ord, V, R> IntoIterator for &'a mut CountingTree<K, V, R> {
+    type Item = (&'a K, &'a mut V);
+    type IntoIter = IterMut<'a, K, V>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter_mut()
     }
 }
 

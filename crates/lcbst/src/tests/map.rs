@@ -8,7 +8,7 @@ use std::string::String;
 use std::vec::Vec;
 
 use super::SplitMix;
-use crate::{CountingTree, MAX_TOTAL_WEIGHT};
+use crate::{CountingTree, Entry, MAX_TOTAL_WEIGHT};
 
 #[test]
 fn an_empty_tree_answers_everything() {
@@ -176,24 +176,135 @@ fn the_total_weight_stops_at_its_limit() {
 }
 
 #[test]
-fn counts_do_not_depend_on_the_order_of_accesses() {
-    let mut random = SplitMix(6);
-    let mut accesses: Vec<(u64, u64)> = (0..2000).map(|_| (random.skewed(200), random.next() % 5)).collect();
-    let count = |accesses: &[(u64, u64)]| {
-        let mut tree: CountingTree<u64> = CountingTree::new();
-        for &(key, weight) in accesses {
-            tree.touch(key, weight);
+fn an_entry_counts_when_it_gives_the_value_away() {
+    let mut tree: CountingTree<u32, u32> = (0..10).map(|key| (key, key)).collect();
+    assert_eq!(tree.entry(3).key(), &3);
+    assert_eq!(tree.entry(30).key(), &30);
+    assert_eq!((tree.total_weight(), tree.len()), (10, 10));
+
+    *tree.entry(3).or_insert(77) += 100;
+    *tree.entry(30).or_insert_with_key(|key| key + 1) += 1;
+    assert_eq!((tree.get(&3), tree.get(&30)), (Some(&103), Some(&32)));
+    assert_eq!((tree.weight(&3), tree.weight(&30)), (Some(2), Some(1)));
+
+    match tree.entry(3) {
+        Entry::Occupied(mut entry) => {
+            assert_eq!((entry.get(), entry.weight()), (&103, 2));
+            assert_eq!(entry.insert(5), 103);
+            assert_eq!(entry.remove_entry(), (3, 5));
         }
-        tree.check_invariants();
-        tree.weights().map(|(key, weight)| (*key, weight)).collect::<Vec<_>>()
-    };
-    let expected = count(&accesses);
-    for _ in 0..5 {
-        for last in (1..accesses.len()).rev() {
-            accesses.swap(last, (random.next() % (last as u64 + 1)) as usize);
-        }
-        assert_eq!(count(&accesses), expected);
+        Entry::Vacant(_) => panic!("3 is there"),
     }
+    match tree.entry(3) {
+        Entry::Vacant(entry) => assert_eq!(entry.into_key(), 3),
+        Entry::Occupied(_) => panic!("3 is not there"),
+    }
+    assert_eq!((tree.total_weight(), tree.len()), (10, 10));
+    assert_eq!(format!("{:?}", tree.entry(1)), "OccupiedEntry { key: 1, value: 1 }");
+    assert_eq!(format!("{:?}", tree.entry(3)), "VacantEntry(3)");
+    tree.check_invariants();
+}
+
+#[test]
+fn a_panic_for_the_value_of_an_entry_leaves_the_tree_as_it_was() {
+    let mut tree: CountingTree<u32, u32> = (0..10).map(|key| (key, key)).collect();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        tree.entry(11).or_insert_with(|| panic!("no value"));
+    }));
+    assert!(outcome.is_err());
+    assert_eq!((tree.total_weight(), tree.len()), (10, 10));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        tree.retain(|key, _| if *key == 5 { panic!("no answer") } else { false });
+    }));
+    assert!(outcome.is_err());
+    assert_eq!((tree.total_weight(), tree.len()), (10, 10));
+    tree.check_invariants();
+}
+
+#[test]
+fn values_can_be_changed_in_order_from_both_ends() {
+    let mut tree: CountingTree<u64, u64> = (0..100).map(|key| (key * 37 % 100, 0)).collect();
+    let shape = tree.shape();
+    for (position, (key, value)) in (0..).zip(tree.iter_mut()) {
+        assert_eq!(*key, position);
+        *value = key + 1;
+    }
+    let mut values = tree.values_mut();
+    *values.next_back().expect("100 values") = 0;
+    assert_eq!((values.len(), values.next()), (99, Some(&mut 1)));
+    for (_, value) in &mut tree {
+        *value *= 2;
+    }
+    for (key, value) in tree.range_mut(10..20).rev().step_by(3) {
+        *value += key;
+    }
+    let expected = |key: u64| match key {
+        99 => 0,
+        19 | 16 | 13 | 10 => 2 * (key + 1) + key,
+        _ => 2 * (key + 1),
+    };
+    assert!(tree.values().copied().eq((0..100).map(expected)));
+    assert_eq!(tree.range_mut((Bound::Excluded(20), Bound::Excluded(10))).len(), 0);
+    assert_eq!((tree.shape(), tree.total_weight()), (shape, 100));
+}
+
+#[test]
+fn both_ends_can_be_popped_until_nothing_is_left() {
+    let mut tree: CountingTree<u64, u64> = (0..50).map(|key| (key * 37 % 50, key)).collect();
+    for step in 0..25 {
+        assert_eq!(tree.pop_first().map(|(key, _)| key), Some(step));
+        assert_eq!(tree.pop_last().map(|(key, _)| key), Some(49 - step));
+        tree.check_invariants();
+    }
+    assert_eq!((tree.pop_first(), tree.pop_last()), (None, None));
+}
+
+#[test]
+fn what_is_retained_keeps_its_weight_and_is_balanced() {
+    let mut tree: CountingTree<u64, u64> = CountingTree::new();
+    tree.touch_sorted((0..1000).map(|key| (key, key % 7)));
+    tree.retain(|_, _| true);
+    assert_eq!(tree.len(), 1000);
+    tree.retain(|key, value| {
+        *value = *key;
+        key % 4 == 1
+    });
+    tree.check_invariants();
+    assert!(tree.weights().all(|(key, weight)| weight == key % 7));
+    assert!(tree.iter().map(|(key, value)| (*key, *value)).eq((1..1000).step_by(4).map(|key| (key, key))));
+    assert!(tree.depth_statistics().maximum <= 12);
+    tree.retain(|_, _| false);
+    assert!(tree.is_empty());
+    assert!(tree.touch(1, 1));
+    tree.check_invariants();
+}
+
+#[test]
+fn hot_runs_end_at_gaps_and_at_the_greatest_key() {
+    let mut tree: CountingTree<u8> = CountingTree::new();
+    tree.touch_sorted([(0, 9), (1, 9), (2, 1), (3, 9), (254, 8), (255, 8)]);
+    assert_eq!(tree.hottest_runs(5), [(0..=1, 18), (3..=3, 9), (254..=255, 16)]);
+    assert_eq!(tree.hottest_runs(6), [(0..=3, 28), (254..=255, 16)]);
+    assert_eq!(tree.hottest_runs(0), []);
+}
+
+#[test]
+fn every_unit_of_weight_selects_its_key() {
+    let mut tree: CountingTree<u64> = CountingTree::new();
+    let mut random = SplitMix(31);
+    for _ in 0..500 {
+        tree.touch(random.skewed(80), random.next() % 3);
+    }
+    let mut position = 0;
+    for (key, weight) in tree.weights() {
+        assert_eq!(tree.rank_by_weight(key), position);
+        for _ in 0..weight {
+            assert_eq!(tree.select_by_weight(position), Some(key));
+            position += 1;
+        }
+    }
+    assert_eq!(tree.select_by_weight(position), None);
+    assert_eq!(tree.select_by_weight(u64::MAX), None);
 }
 
 #[test]

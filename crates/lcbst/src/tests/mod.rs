@@ -1,9 +1,12 @@
 //! Tests that look at the nodes themselves. Each file takes one subject; `model` holds the random ones.
 
 mod ageing;
+mod batch;
+mod every_rule;
 mod map;
 mod model;
 mod printed;
+mod printed_tables;
 mod rules;
 mod top;
 

@@ -4,13 +4,17 @@ use std::borrow::ToOwned;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::string::String;
+use std::vec;
 use std::vec::Vec;
 
-use proptest::collection::vec;
+use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 use crate::decay::Decay;
-use crate::{CountingTree, DepthLimited, Lazy, LazyAsPrinted, MAX_TOTAL_WEIGHT, RotationRule};
+use crate::{
+    CbTree, CountingTree, DepthLimited, Lazy, LazyAsPrinted, MAX_TOTAL_WEIGHT, NoRotation, RotationRule, SemiSplay,
+    Splay,
+};
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -21,6 +25,13 @@ enum Operation {
     Advance(u64),
     Top(usize),
     Range(u8, u8),
+    Batch(BTreeMap<u8, u64>),
+    Entry(u8, u32),
+    PopFirst,
+    PopLast,
+    Retain(u8),
+    ChangeRange(u8, u8),
+    Rank(u64),
     Clear,
 }
 
@@ -29,12 +40,19 @@ fn operation() -> impl Strategy<Value = Operation> {
     let weight = prop_oneof![8 => 0..5_u64, 2 => 0..1_u64 << 44, 1 => any::<u64>()];
     prop_oneof![
         20 => (any::<u8>(), weight.clone()).prop_map(|(key, weight)| Operation::Touch(key, weight)),
-        6 => (any::<u8>(), weight).prop_map(|(key, weight)| Operation::Access(key, weight)),
+        6 => (any::<u8>(), weight.clone()).prop_map(|(key, weight)| Operation::Access(key, weight)),
         10 => (any::<u8>(), any::<u32>()).prop_map(|(key, value)| Operation::Insert(key, value)),
         10 => any::<u8>().prop_map(Operation::Remove),
         4 => prop_oneof![0..10_u64, 0..400_u64].prop_map(Operation::Advance),
         2 => (0..300_usize).prop_map(Operation::Top),
         2 => (any::<u8>(), any::<u8>()).prop_map(|(start, end)| Operation::Range(start, end)),
+        4 => btree_map(any::<u8>(), weight, 0..40).prop_map(Operation::Batch),
+        6 => (any::<u8>(), any::<u32>()).prop_map(|(key, value)| Operation::Entry(key, value)),
+        1 => Just(Operation::PopFirst),
+        1 => Just(Operation::PopLast),
+        1 => (2..9_u8).prop_map(Operation::Retain),
+        1 => (any::<u8>(), any::<u8>()).prop_map(|(start, end)| Operation::ChangeRange(start, end)),
+        2 => any::<u64>().prop_map(Operation::Rank),
         1 => Just(Operation::Clear),
     ]
 }
@@ -119,6 +137,48 @@ fn run<R: RotationRule + Default>(half_life: Option<NonZeroU32>, operations: Vec
                 assert!(tree.range(low..high).rev().eq(expected.iter().rev().map(|(key, (value, _))| (*key, value))));
                 assert_eq!(tree.weight_of(low..high), expected.iter().map(|(_, (_, weight))| weight).sum::<u64>());
             }
+            Operation::Batch(batch) => {
+                for (&key, &weight) in &batch {
+                    let added = model.added(weight);
+                    model.entries.entry(key).or_default().1 += added;
+                }
+                tree.touch_sorted(batch);
+            }
+            Operation::Entry(key, value) => {
+                let added = model.added(1);
+                let entry = model.entries.entry(key).and_modify(|(value, _)| *value ^= 1).or_insert((value, 0));
+                entry.1 += added;
+                assert_eq!(tree.entry(key).and_modify(|value| *value ^= 1).or_insert(value), &mut entry.0);
+            }
+            Operation::PopFirst => {
+                assert_eq!(tree.pop_first(), model.entries.pop_first().map(|(key, (value, _))| (key, value)));
+            }
+            Operation::PopLast => {
+                assert_eq!(tree.pop_last(), model.entries.pop_last().map(|(key, (value, _))| (key, value)));
+            }
+            Operation::Retain(divisor) => {
+                let keep = |key: &u8, value: &mut u32| {
+                    *value = value.wrapping_add(3);
+                    !key.is_multiple_of(divisor)
+                };
+                model.entries.retain(|key, (value, _)| keep(key, value));
+                tree.retain(keep);
+            }
+            Operation::ChangeRange(start, end) => {
+                let (low, high) = (start.min(end), start.max(end));
+                model.entries.range_mut(low..=high).for_each(|(_, (value, _))| *value = value.wrapping_add(7));
+                tree.range_mut(low..=high).for_each(|(_, value)| *value = value.wrapping_add(7));
+            }
+            Operation::Rank(position) => {
+                let position = position.checked_rem(model.total()).unwrap_or(position);
+                let mut rank = 0;
+                let expected = model.entries.iter().find(|(key, (_, weight))| {
+                    assert_eq!(tree.rank_by_weight(*key), rank);
+                    rank += weight;
+                    rank > position
+                });
+                assert_eq!(tree.select_by_weight(position), expected.map(|(key, _)| key));
+            }
             Operation::Clear => {
                 model.entries.clear();
                 tree.clear();
@@ -149,6 +209,26 @@ proptest! {
     #[test]
     fn the_depth_rule_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
         run::<DepthLimited<Lazy>>(half_life, operations);
+    }
+
+    #[test]
+    fn the_cb_tree_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+        run::<CbTree>(half_life, operations);
+    }
+
+    #[test]
+    fn splaying_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+        run::<Splay>(half_life, operations);
+    }
+
+    #[test]
+    fn semi_splaying_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+        run::<SemiSplay>(half_life, operations);
+    }
+
+    #[test]
+    fn no_rotation_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+        run::<NoRotation>(half_life, operations);
     }
 
     /// Keys and values that own memory, so that Miri or a leak checker has something to find.

@@ -1,15 +1,31 @@
 //! Published pseudo-code of the lazy rule (two tables, for an insertion and for the re-balancing step) cannot run as it
-//! stands. Each test here fails on one of its errors, and tells it, so that nobody restores the printed version.
+//! stands. Each test here tells one of its errors, shows it on the tables as printed (`printed_tables`), and shows that the
+//! tree does not have it, so that nobody restores the printed version.
 
 use std::vec::Vec;
 
-use super::weighted_path_length;
+use super::printed_tables::{Failure, Flaw, PrintedNode, PrintedTree};
+use super::{SplitMix, weighted_path_length};
 use crate::node::Node;
-use crate::{CountingTree, DepthLimited, Lazy, LazyAsPrinted, RotationRule};
+use crate::{CountingTree, DepthLimited, Lazy, LazyAsPrinted, NoRotation, RotationRule, SemiSplay};
 
-/// The printed loop, `while (true)`, returns for a key that it inserts, but never for one it finds below the root.
+const ALL_REPAIRABLE: [Flaw; 6] = [
+    Flaw::EndlessLoop,
+    Flaw::UnlinkedRoot,
+    Flaw::UncountedParent,
+    Flaw::OneSide,
+    Flaw::UnguardedRoot,
+    Flaw::UnguardedChild,
+];
+
+/// The printed loop, `while (true)`, returns for a key that it inserts, but not for one it finds below the root. It counts
+/// that one again and again, until a rotation has moved it up; then it does not find it below, and inserts it once more.
 #[test]
 fn both_outcomes_of_an_access_return() {
+    let mut printed = PrintedTree::with_repaired(&[Flaw::UnlinkedRoot, Flaw::UnguardedRoot]);
+    assert_eq!((printed.inject(5), printed.inject(3)), (Ok(false), Ok(false)));
+    assert_eq!((printed.inject(3), printed.nodes.len()), (Ok(false), 3), "two nodes for the key 3");
+
     let mut tree: CountingTree<u32> = CountingTree::new();
     for key in [5, 3, 8] {
         assert!(tree.touch(key, 1));
@@ -22,6 +38,10 @@ fn both_outcomes_of_an_access_return() {
 /// The printed branch for the empty tree makes a node and links it nowhere.
 #[test]
 fn the_first_node_becomes_the_root() {
+    let mut printed = PrintedTree::with_repaired(&[]);
+    assert_eq!((printed.inject(5), printed.inject(5)), (Ok(false), Ok(false)), "never found again");
+    assert_eq!((printed.root, printed.nodes.len()), (None, 2));
+
     let mut tree: CountingTree<u32> = CountingTree::new();
     tree.touch(5, 1);
     assert_eq!((tree.len(), tree.depth(&5), tree.weight(&5)), (1, Some(0), Some(1)));
@@ -31,6 +51,18 @@ fn the_first_node_becomes_the_root() {
 /// Printed, a hit rotates first and counts afterwards, on a path that is no longer there. Most counters end up wrong.
 #[test]
 fn a_hit_is_counted_before_it_rotates() {
+    let mut printed = PrintedTree::with_repaired(&ALL_REPAIRABLE);
+    let mut random = SplitMix(41);
+    for key in [50, 25, 75, 10, 30, 60, 90] {
+        assert_eq!(printed.inject(key), Ok(false));
+    }
+    assert_eq!(printed.wrong_sums(), 0, "nothing has rotated yet");
+    for _ in 0..2000 {
+        printed.inject(random.skewed(200) as u32 * 37 % 200).expect("all that stops a run is repaired");
+    }
+    let (wrong, nodes) = (printed.wrong_sums(), printed.nodes.len());
+    assert!(wrong > nodes / 4, "{wrong} of {nodes} nodes with wrong sums");
+
     fn check<R: RotationRule + Default>() {
         let mut tree: CountingTree<u32, (), R> = CountingTree::default();
         for key in [50, 25, 75, 10, 30, 60, 90] {
@@ -54,6 +86,10 @@ fn a_hit_is_counted_before_it_rotates() {
 /// Printed, the parent of a new leaf is left out when the ancestors are counted.
 #[test]
 fn every_ancestor_of_a_new_leaf_is_counted() {
+    let mut printed = PrintedTree::with_repaired(&[Flaw::EndlessLoop, Flaw::UnlinkedRoot, Flaw::UnguardedRoot]);
+    assert_eq!((printed.inject(10), printed.inject(5)), (Ok(false), Ok(false)));
+    assert_eq!((printed.nodes[0].below, printed.wrong_sums()), ([0, 0], 1));
+
     let mut tree: CountingTree<u32> = CountingTree::new();
     tree.touch(10, 100);
     tree.touch(5, 10);
@@ -64,9 +100,20 @@ fn every_ancestor_of_a_new_leaf_is_counted() {
     assert_eq!(tree.nodes[1].below, [0, 1]);
 }
 
-/// Only the left-leaning case is printed. The other is its mirror image, for every shape.
+/// Only the left-leaning case is printed. Taken for both sides it never moves a right child, and ascending keys make a
+/// chain. The other case is its mirror image, for every shape.
 #[test]
 fn mirrored_accesses_make_a_mirrored_tree() {
+    let one_sided: Vec<Flaw> = ALL_REPAIRABLE.into_iter().filter(|&flaw| flaw != Flaw::OneSide).collect();
+    let depth = |keys: &mut dyn Iterator<Item = u32>| {
+        let mut printed = PrintedTree::with_repaired(&one_sided);
+        keys.for_each(|key| assert_eq!(printed.inject(key), Ok(false)));
+        printed.depth()
+    };
+    let (descending, ascending) = (depth(&mut (0..100).rev()), depth(&mut (0..100)));
+    assert!(descending <= 12, "depth {descending}");
+    assert_eq!(ascending, 99, "a chain");
+
     fn check<R: RotationRule + Default>() {
         let accesses: Vec<i64> = (0..2000_i64).map(|step| (step * step * 31 + step * 7) % 211).collect();
         let mut straight: CountingTree<i64, (), R> = CountingTree::default();
@@ -87,6 +134,9 @@ fn mirrored_accesses_make_a_mirrored_tree() {
 /// Printed, the root is rotated about a parent that it does not have.
 #[test]
 fn a_hit_at_the_root_rotates_nothing() {
+    let mut printed = PrintedTree::with_repaired(&[Flaw::UnlinkedRoot]);
+    assert_eq!((printed.inject(5), printed.inject(5)), (Ok(false), Err(Failure::NoParent)));
+
     let mut tree: CountingTree<u32> = CountingTree::new();
     for key in [5, 3, 8] {
         tree.touch(key, 1);
@@ -101,6 +151,14 @@ fn a_hit_at_the_root_rotates_nothing() {
 /// 0 ≥ 0 holds for a child that does not exist, and its counters are read.
 #[test]
 fn a_missing_inner_child_is_never_rotated() {
+    let mut printed = PrintedTree::with_repaired(&[Flaw::OneSide]);
+    printed.nodes = Vec::from([
+        PrintedNode { key: 2, links: [Some(1), None], ..PrintedNode::default() },
+        PrintedNode { key: 1, ..PrintedNode::default() },
+    ]);
+    printed.root = Some(0);
+    assert_eq!(printed.rebalance(Some(0), Some(1)), Err(Failure::NoChild));
+
     fn check<R: RotationRule + Default>() {
         let mut tree: CountingTree<u32, (), R> = CountingTree::default();
         for key in [3, 2, 1, 4, 5, 2, 4] {
@@ -141,4 +199,59 @@ fn equality_is_no_reason_to_rotate() {
     assert_eq!(printed.rotations(), 2);
     assert_eq!(weighted_path_length(&printed.nodes), 3, "two rotations for nothing");
     printed.check_invariants();
+}
+
+/// The printed `splay` is a drawing of links. Counters that stay with their nodes are wrong after it.
+#[test]
+fn semi_splaying_keeps_the_sums() {
+    fn chain(log_size: usize) -> PrintedTree {
+        let mut printed = PrintedTree::with_repaired(&ALL_REPAIRABLE);
+        printed.log_size = log_size;
+        printed.nodes = (0..8_u32)
+            .map(|key| PrintedNode {
+                key,
+                own: 1,
+                below: [0, 7 - u64::from(key)],
+                links: [None, (key < 7).then_some(key as usize + 1)],
+            })
+            .collect();
+        printed.root = Some(0);
+        assert_eq!(printed.wrong_sums(), 0);
+        printed
+    }
+    let mut printed = chain(3);
+    assert_eq!((printed.inject(7), printed.splays), (Ok(true), 1));
+    assert_eq!(printed.in_order().map(|order| order.len()), Some(8), "the links are right");
+    assert!(printed.wrong_sums() >= 4, "{} nodes with wrong sums", printed.wrong_sums());
+
+    let mut tree: CountingTree<u32, (), SemiSplay> = (0..64).map(|key| (key, ())).collect();
+    for key in [63, 0, 31, 63] {
+        tree.touch(key, 1);
+        tree.check_invariants();
+    }
+    let mut limited: CountingTree<u32, (), DepthLimited<Lazy>> = CountingTree::default();
+    for key in 0..64 {
+        limited.touch(key, 0);
+    }
+    limited.touch(63, 5);
+    assert!(limited.rotations() > 0);
+    limited.check_invariants();
+}
+
+/// The printed depth rule compares by `>=` with a logarithm that nothing keeps up to date. At its first value, 0, every hit
+/// is splayed, even at the root.
+#[test]
+fn the_depth_rule_is_strict_and_knows_the_size() {
+    let mut printed = PrintedTree::with_repaired(&ALL_REPAIRABLE);
+    printed.log_size = 0;
+    for key in [4, 2, 6, 4, 2, 6] {
+        printed.inject(key).expect("all that stops a run is repaired");
+    }
+    assert_eq!(printed.splays, 5, "two leaves and three hits, in a tree of three keys");
+
+    let mut tree: CountingTree<u32, (), DepthLimited<NoRotation>> = CountingTree::default();
+    for key in [4, 2, 6, 4, 2, 6] {
+        tree.touch(key, 1);
+    }
+    assert_eq!(tree.rotations(), 0);
 }

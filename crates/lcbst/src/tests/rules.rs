@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::{SplitMix, weighted_path_length};
 use crate::rule::{lazy_step, lazy_step_as_printed};
-use crate::{Climb, CountingTree, DepthLimited, Lazy, LazyAsPrinted, LocalWeights, RotationRule, Side};
+use crate::{Climb, CountingTree, DepthLimited, Lazy, LocalWeights, RotationRule, Side};
 
 /// Makes the steps of a lazy rule one by one and checks each against its promise.
 #[derive(Default)]
@@ -129,54 +129,6 @@ fn hot_keys_are_near_the_root() {
     for key in [17, 1234, 4000] {
         assert!(tree.depth(&key).is_some_and(|depth| depth <= 4), "key {key} is at {:?}", tree.depth(&key));
     }
-}
-
-#[test]
-fn sorted_insertions_keep_the_tree_shallow() {
-    fn check<R: RotationRule + Default>(order: &str, keys: impl Iterator<Item = u32>) {
-        let mut tree: CountingTree<u32, (), R> = CountingTree::default();
-        for key in keys {
-            tree.touch(key, 1);
-        }
-        tree.check_invariants();
-        assert_eq!(tree.len(), KEYS as usize);
-        let depth = tree.depth_statistics().maximum;
-        assert!(depth <= 20, "{order}: depth {depth}");
-    }
-    const KEYS: u32 = 20_000;
-    fn check_all<R: RotationRule + Default>() {
-        check::<R>("ascending", 0..KEYS);
-        check::<R>("descending", (0..KEYS).rev());
-        check::<R>("zig-zag", (0..KEYS).map(|step| if step % 2 == 0 { step / 2 } else { KEYS - 1 - step / 2 }));
-        check::<R>(
-            "middle-out",
-            (0..KEYS).map(|step| if step % 2 == 0 { KEYS / 2 + step / 2 } else { KEYS / 2 - 1 - step / 2 }),
-        );
-    }
-    check_all::<Lazy>();
-    check_all::<LazyAsPrinted>();
-    check_all::<DepthLimited<Lazy>>();
-}
-
-#[test]
-fn weights_scaled_by_a_power_of_two_make_the_same_shape() {
-    fn check<R: RotationRule + Default>() {
-        for shift in [1, 7, 40] {
-            let (mut plain, mut scaled): (CountingTree<u64, (), R>, CountingTree<u64, (), R>) = Default::default();
-            let mut random = SplitMix(3);
-            for _ in 0..5000 {
-                let (key, weight) = (random.skewed(500) * 7919 % 500, random.next() % 5);
-                plain.touch(key, weight);
-                scaled.touch(key, weight << shift);
-            }
-            assert_eq!(plain.shape(), scaled.shape());
-            assert_eq!(plain.rotations(), scaled.rotations());
-            assert_eq!(plain.total_weight() << shift, scaled.total_weight());
-        }
-    }
-    check::<Lazy>();
-    check::<LazyAsPrinted>();
-    check::<DepthLimited<Lazy>>();
 }
 
 /// A chain made by insertions of weight zero, which give the rule nothing to decide by.
