@@ -50,7 +50,8 @@
 //! - **Not the fastest counter.** Where keys are small and dense, an array of counters is far faster per access. What
 //!   the tree's price buys is memory that follows the number of keys, range sums, key order, and the hottest keys without
 //!   a look at the others.
-//! - **Not concurrent.** One writer at a time, as with `BTreeMap`.
+//! - **Not for many threads by itself.** One writer at a time, as with `BTreeMap`; the feature `concurrent` brings
+//!   `concurrent::ConcurrentLcbst`, which is slower on one thread.
 //! - **Not a set of "nodes near the root".** Depth follows weight only roughly; hot keys are to be selected by weight.
 //!
 //! # Invariants
