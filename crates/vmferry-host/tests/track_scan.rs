@@ -105,15 +105,13 @@ fn no_write_is_lost_where_hot_pages_are_left_out() {
     vmm.process.order("writers 3 512");
     let mut tracker = vmm.attach().unwrap();
     let mut shadow: Vec<Vec<u64>> = (0..pages).map(|page| vmm.ram.page(page)).collect();
-    let mut ioctls = Vec::new();
     for epoch in 0..400 {
         let last = epoch == 399;
         if last {
             vmm.process.order("pause");
         }
         let mut written = Vec::new();
-        let stats = if last { tracker.scan(&mut written) } else { tracker.scan_epoch(&mut written) }.unwrap();
-        ioctls.push(stats.ioctls);
+        if last { tracker.scan(&mut written) } else { tracker.scan_epoch(&mut written) }.unwrap();
         for page in written.iter().flat_map(|run| run.pages()) {
             shadow[page.0 as usize] = vmm.ram.page(page.0 as usize);
         }
@@ -130,7 +128,39 @@ fn no_write_is_lost_where_hot_pages_are_left_out() {
         assert_eq!(*copy, vmm.ram.page(page), "page {page} was written and not reported");
     }
     assert_eq!(Vmm::scan(&mut tracker), [], "an exact scan repeats nothing");
-    assert!(ioctls.iter().any(|&count| count > 1), "something was left out");
+}
+
+#[test]
+fn hot_pages_are_reported_unseen_until_they_are_armed() {
+    let mut vmm = Vmm::start(Kind::Memfd, 64);
+    let mut tracker = vmm.attach().unwrap();
+    let mut epoch = |vmm: &mut Vmm, order: &str| {
+        if !order.is_empty() {
+            vmm.process.order(order);
+        }
+        let mut written = Vec::new();
+        tracker.scan_epoch(&mut written).unwrap();
+        written
+    };
+    let hot = PageRun::new(10, 4);
+    assert_eq!(epoch(&mut vmm, "write 10 4"), [hot]);
+    assert_eq!(epoch(&mut vmm, "write 10 4"), [hot]);
+    // Written twice in a row: reported without being looked at, beside what is.
+    assert_eq!(epoch(&mut vmm, ""), [hot]);
+    assert_eq!(epoch(&mut vmm, "write 30 1"), [hot, PageRun::new(30, 1)]);
+    // One of them is about to be read: it is armed, and looked at from then on. It was not written since it was armed.
+    let mut found = Vec::new();
+    tracker.scan_run(PageRun::new(11, 1), &mut found).unwrap();
+    assert_eq!(found, []);
+    let epoch = |tracker: &mut Tracker| {
+        let mut written = Vec::new();
+        tracker.scan_epoch(&mut written).unwrap();
+        written
+    };
+    assert_eq!(epoch(&mut tracker), [PageRun::new(10, 1), PageRun::new(12, 2)]);
+    // An exact scan says what is: nothing was written.
+    assert_eq!(Vmm::scan(&mut tracker), []);
+    assert_eq!(epoch(&mut tracker), []);
 }
 
 #[test]
