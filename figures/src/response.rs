@@ -143,7 +143,7 @@ pub(crate) fn draw_response(table: &Table) -> Result<Figure> {
         let series = series(table, pattern.name(), time)?;
         Ok(Panel {
             title: pattern.name().to_owned(),
-            y_label: "time per access (ns)".to_owned(),
+            y_label: "processor time per access (ns)".to_owned(),
             y_scale: Scale::Logarithmic,
             series,
         })
@@ -168,7 +168,7 @@ pub(crate) fn draw_growth(table: &Table) -> Result<Figure> {
         depths.push(Series { name: "mean of log2(M/c)".to_owned(), points: first.points });
         panels.push(Panel {
             title: format!("{}: time", pattern.name()),
-            y_label: "time per access (ns)".to_owned(),
+            y_label: "processor time per access (ns)".to_owned(),
             y_scale: Scale::Logarithmic,
             series: times,
         });
