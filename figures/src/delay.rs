@@ -4,6 +4,10 @@
 //! scheduled alone finish before the other has begun, and call that two threads. One access in [`TIMED_ONE_IN`] is timed by itself, waiting for locks included;
 //! timing all would thin out the contention that is to be seen. The clock's own cost is in each number, and stands in the
 //! table by itself.
+//!
+//! On a machine with other work, a thread that loses its processor would make two threads one for a while, and one that
+//! loses it within a lock would delay the other by a time slice. Such a repetition is tried again, and the table says what
+//! could not be avoided. Waiting for a lock is no such loss and is always kept.
 
 use std::hint::{black_box, spin_loop};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,8 +25,12 @@ use crate::workload::{Pattern, Workload, shuffled};
 /// Threads that access at the same time.
 const THREADS: [usize; 2] = [1, 2];
 
-/// Of so many accesses, one is timed.
-const TIMED_ONE_IN: usize = 8;
+/// Of so many accesses, one is timed. Odd, because a structure that does something at every 64th access, say, would
+/// otherwise do it at timed ones always or never.
+const TIMED_ONE_IN: usize = 7;
+
+/// Tries of one repetition, of which the one with the fewest losses of a processor counts.
+const MAX_TRIES: u32 = 10;
 
 /// Delays that a thread remembers in one repetition. Even the clock alone does not reach it within the window.
 const MAX_DELAYS: usize = 1 << 20;
@@ -36,7 +44,7 @@ const FIRST_ACCESS_SEED: u64 = 100;
 /// The name under which the clock's own cost stands in the table.
 const CLOCK: &str = "the clock alone";
 
-const COLUMNS: [Column; 15] = [
+const COLUMNS: [Column; 16] = [
     ("pattern", "which keys are accessed how often"),
     ("keys", "keys in the structure"),
     ("threads", "threads that access at the same time"),
@@ -52,6 +60,7 @@ const COLUMNS: [Column; 15] = [
     ("per_s_quartile_1", "accesses per second of all threads together; quartiles over repetitions as before"),
     ("per_s_median", "see per_s_quartile_1"),
     ("per_s_quartile_3", "see per_s_quartile_1"),
+    ("preemptions", "times that the system took a processor from a thread, median over repetitions; 0 outside Linux"),
 ];
 
 /// What one repetition gave.
@@ -60,6 +69,7 @@ struct Sample {
     mean_ns: f64,
     p99_ns: f64,
     accesses_per_s: f64,
+    preemptions: u64,
 }
 
 /// Measures figure 7.
@@ -94,7 +104,7 @@ pub(crate) fn measure(effort: &Effort) -> Table {
                     .collect();
                 for turn in 0..subjects.len() {
                     let at = (turn + repetition) % subjects.len();
-                    samples[at].push(run(&*subjects[at], &accesses, effort));
+                    samples[at].push(run_quietly(&*subjects[at], &accesses, effort));
                 }
             }
         }
@@ -115,6 +125,7 @@ pub(crate) fn measure(effort: &Effort) -> Table {
                 row.extend(quartiles(|sample| sample.mean_ns));
                 row.extend(quartiles(|sample| sample.p99_ns));
                 row.extend(quartiles(|sample| sample.accesses_per_s));
+                row.push(cell(Spread::of(samples.iter().map(|sample| sample.preemptions as f64).collect()).median));
                 table.push(row);
             }
         }
@@ -135,25 +146,47 @@ impl Shared for Clock {
     }
 }
 
+/// Runs until no thread lost its processor, or the tries are used up.
+fn run_quietly(subject: &dyn Shared, accesses: &[Vec<u64>], effort: &Effort) -> Sample {
+    let mut best = run(subject, accesses, effort);
+    for _ in 1..MAX_TRIES {
+        if best.preemptions == 0 {
+            break;
+        }
+        let sample = run(subject, accesses, effort);
+        if sample.preemptions < best.preemptions {
+            best = sample;
+        }
+    }
+    best
+}
+
 /// Lets one thread for each list of keys count it, over and over, until the window is over.
 fn run(subject: &dyn Shared, accesses: &[Vec<u64>], effort: &Effort) -> Sample {
     let to_arrive = AtomicUsize::new(accesses.len());
-    let of_threads: Vec<(Vec<f64>, f64)> = std::thread::scope(|scope| {
+    let of_threads: Vec<OfThread> = std::thread::scope(|scope| {
         let threads: Vec<_> =
             accesses.iter().map(|keys| scope.spawn(|| run_thread(subject, keys, effort, &to_arrive))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a measuring thread does not panic")).collect()
     });
-    let mut delays: Vec<f64> = of_threads.iter().flat_map(|(delays, _)| delays).copied().collect();
+    let mut delays: Vec<f64> = of_threads.iter().flat_map(|thread| &thread.delays_ns).copied().collect();
     delays.sort_by(f64::total_cmp);
     Sample {
         mean_ns: delays.iter().sum::<f64>() / delays.len() as f64,
         p99_ns: quantile(&delays, 0.99),
-        accesses_per_s: of_threads.iter().map(|(_, per_s)| per_s).sum(),
+        accesses_per_s: of_threads.iter().map(|thread| thread.accesses_per_s).sum(),
+        preemptions: of_threads.iter().map(|thread| thread.preemptions).sum(),
     }
 }
 
-/// Returns the delays in nanoseconds and the thread's accesses per second.
-fn run_thread(subject: &dyn Shared, keys: &[u64], effort: &Effort, to_arrive: &AtomicUsize) -> (Vec<f64>, f64) {
+/// What one thread saw of a repetition.
+struct OfThread {
+    delays_ns: Vec<f64>,
+    accesses_per_s: f64,
+    preemptions: u64,
+}
+
+fn run_thread(subject: &dyn Shared, keys: &[u64], effort: &Effort, to_arrive: &AtomicUsize) -> OfThread {
     let (lead_in, timed) = keys.split_at(effort.lead_in_accesses as usize);
     let mut delays = Vec::with_capacity(MAX_DELAYS);
     lead_in.iter().for_each(|&key| subject.count(key));
@@ -164,6 +197,7 @@ fn run_thread(subject: &dyn Shared, keys: &[u64], effort: &Effort, to_arrive: &A
         spins = spins.wrapping_add(1);
         if spins.is_multiple_of(1024) { std::thread::yield_now() } else { spin_loop() }
     }
+    let preemptions_before = preemptions();
     let start = Instant::now();
     let mut counted = 0;
     for group in timed.chunks(TIMED_ONE_IN).cycle().take(MAX_DELAYS) {
@@ -177,7 +211,19 @@ fn run_thread(subject: &dyn Shared, keys: &[u64], effort: &Effort, to_arrive: &A
             break;
         }
     }
-    (delays, counted as f64 / start.elapsed().as_secs_f64())
+    let elapsed_s = start.elapsed().as_secs_f64();
+    OfThread {
+        delays_ns: delays,
+        accesses_per_s: counted as f64 / elapsed_s,
+        preemptions: preemptions() - preemptions_before,
+    }
+}
+
+/// How often this thread has had to give up its processor while it had work; 0 where the system does not say.
+fn preemptions() -> u64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    let count = |line: &str| line.strip_prefix("nonvoluntary_ctxt_switches:")?.trim().parse().ok();
+    status.lines().find_map(count).unwrap_or(0)
 }
 
 /// Draws figure 7.

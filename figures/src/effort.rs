@@ -28,7 +28,7 @@ impl Effort {
             repetitions: 9,
             lead_in_accesses: 32_768,
             timed_accesses: 131_072,
-            delay_window: Duration::from_millis(50),
+            delay_window: Duration::from_millis(20),
             least_warm_up_accesses: 524_288,
         }
     }

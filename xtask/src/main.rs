@@ -76,7 +76,7 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Measure and draw the figures that docs/FIGURES.md explains; takes about ten minutes
+    /// Measure and draw the figures that docs/FIGURES.md explains; takes about 20 minutes
     Figures {
         /// Small trees and few repetitions, to see that everything runs
         #[arg(long)]
