@@ -16,6 +16,9 @@ use crate::cancel::{Cancel, wait};
 /// Read at once where the peer sends small messages.
 const READ_BYTES: usize = 64 * 1024;
 
+/// How long a message that is not cancelled may take to leave.
+const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Why a connection is of no use any more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -84,18 +87,16 @@ impl Link {
 
     /// Sends one message whole; how many bytes it took.
     ///
+    /// The user's wish to end neither tears a hand-over apart nor keeps the reason of an abort from the peer: these two
+    /// are not cancelled, but have little time.
+    ///
     /// # Errors
     /// [`LinkError`]; then nothing more can be sent, since the frame may have left in part.
     pub(crate) fn send(&mut self, message: &Message<'_>) -> Result<u64, LinkError> {
-        self.send_within(message, self.stall_timeout, true)
-    }
-
-    /// As [`Self::send`], but a cancellation does not end it: for the message that says that it was cancelled.
-    ///
-    /// # Errors
-    /// [`LinkError`].
-    pub(crate) fn send_uncancelled(&mut self, message: &Message<'_>, timeout: Duration) -> Result<u64, LinkError> {
-        self.send_within(message, timeout, false)
+        match message {
+            Message::HandOver(_) | Message::Abort(_) => self.send_within(message, LAST_WORD_TIMEOUT, false),
+            _ => self.send_within(message, self.stall_timeout, true),
+        }
     }
 
     fn send_within(&mut self, message: &Message<'_>, timeout: Duration, cancellable: bool) -> Result<u64, LinkError> {

@@ -22,9 +22,6 @@ const WAIT_MAX: Duration = Duration::from_millis(200);
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a message that must not be cancelled may take to leave.
-const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// Which predictor to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PredictorKind {
@@ -249,13 +246,7 @@ impl Driver<'_> {
                 if matches!(message, Message::HandOver(_)) {
                     self.vmm.released();
                 }
-                let bytes = match message {
-                    // The user's wish to end must neither tear the hand-over apart nor keep the reason from the target.
-                    Message::HandOver(_) | Message::Abort(_) => {
-                        self.link.send_uncancelled(&message, LAST_WORD_TIMEOUT)?
-                    }
-                    _ => self.link.send(&message)?,
-                };
+                let bytes = self.link.send(&message)?;
                 self.source.handle_message_sent(self.now(), bytes);
             }
             Action::Scan { relaxed } => {

@@ -18,8 +18,6 @@ use crate::vmm::{TargetVmm, VmmError, describe};
 const WAIT_MAX: Duration = Duration::from_millis(200);
 /// The most frames taken in before the source hears of them: its window waits for that.
 const FRAMES_PER_CONFIRMATION: u32 = 16;
-/// How long the last message may take to leave.
-const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a migration ended, as the target saw it.
 #[derive(Debug, Clone, Serialize)]
@@ -172,12 +170,7 @@ impl Driver<'_> {
         if self.link_lost {
             return;
         }
-        let result = match message {
-            // The user's wish to end must not keep the reason from the source.
-            Message::Abort(_) => self.link.send_uncancelled(message, LAST_WORD_TIMEOUT),
-            _ => self.link.send(message),
-        };
-        match result {
+        match self.link.send(message) {
             Ok(_) => {}
             Err(LinkError::Cancelled) => {
                 self.link_lost = true;

@@ -290,7 +290,6 @@ pub struct Source {
     passes: u32,
     downtime: DowntimeReport,
     verify: Option<VerifyReport>,
-    prepared_load: Duration,
 }
 
 /// Moments of the migration that the report needs.
@@ -346,7 +345,6 @@ impl Source {
             passes: 0,
             downtime: DowntimeReport::default(),
             verify: None,
-            prepared_load: Duration::ZERO,
             config,
         }
     }
@@ -489,6 +487,8 @@ impl Source {
                 self.written_in_push.union_with(&self.epoch_written);
                 self.end_epoch();
                 self.judge_prediction();
+                // The stop phase is the last pass.
+                self.passes += 1;
                 self.outbox.push_back(Message::Paused);
                 self.close_step(now, |downtime| &mut downtime.scan_ms);
             }
@@ -997,7 +997,6 @@ impl Source {
         self.times.quality = (precision, recall);
         self.times.held_at_pause = self.held.len();
         self.pages.held = self.held.pages().filter(|&page| !self.ever_sent.contains(page)).count() as u64;
-        self.passes += 1;
     }
 
     fn stop_and_copy(&mut self, now: Duration, step: StopStep) -> Option<Action> {
@@ -1048,7 +1047,6 @@ impl Source {
 
     fn prepared(&mut self, now: Duration, prepared: &Prepared) {
         self.close_step(now, |downtime| &mut downtime.load_ms);
-        self.prepared_load = Duration::from_micros(prepared.load_us);
         if self.config.verify {
             self.verify = Some(VerifyReport { pages: prepared.verified_pages, mismatched: prepared.mismatched_pages });
             if prepared.mismatched_pages > 0 || prepared.verified_pages != self.pages.total {
@@ -1057,7 +1055,7 @@ impl Source {
                 return self.fail(now, SourceError::Mismatch { pages, first: prepared.first_mismatch });
             }
         }
-        debug_assert!(self.pending.is_empty(), "{} pages left behind at the hand-over", self.pending.len());
+        assert!(self.pending.is_empty(), "{} pages left behind at the hand-over", self.pending.len());
         self.outbox.push_back(Message::HandOver(self.config.migration));
         self.handed_over = true;
         self.state = State::HandedOver { since: now };
