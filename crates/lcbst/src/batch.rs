@@ -5,10 +5,12 @@
 //! up through nodes that are still in the caches.
 //!
 //! 1. Down: a queue of nodes, each with the part of the batch that belongs into its subtree. The node's key cuts the part
-//!    in two. All sums are final when a node has been taken from the queue.
+//!    in two. A part of one key goes into a queue of its own, where a visit takes no branch that depends on the data, so
+//!    that the processor has many of them under way at once. All sums are final when a node has been visited.
 //! 2. Parts that arrive at a missing child become subtrees, built from their weights.
-//! 3. Up: the queue from its end, each node's children before the node. The rule may rotate inside the node's subtree.
-//!    The nodes above have not moved yet, so the link to the subtree is still where it was.
+//! 3. Up: both queues from their ends, that of the single keys first, so each node's children before the node. The rule
+//!    may rotate inside the node's subtree. The nodes above have not moved yet, so the link to the subtree is still where
+//!    it was.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -20,9 +22,9 @@ use crate::tree::{CountingTree, MAX_KEYS, MAX_TOTAL_WEIGHT};
 
 /// The batch is counted in pieces of so many keys. Enough for a level of the tree to have many nodes in it, few enough
 /// for the nodes that were read on the way down to be still in the caches of memory and of addresses on the way up.
-const PIECE_KEYS: usize = 128;
+const PIECE_KEYS: usize = 256;
 
-/// A node that the batch reached.
+/// A node that more than one key of the batch reached.
 #[derive(Clone, Copy)]
 struct Visit {
     at: u32,
@@ -33,6 +35,31 @@ struct Visit {
     /// The part of the batch in the subtree.
     low: u32,
     high: u32,
+}
+
+/// A node that one key of the batch reached.
+#[derive(Clone, Copy)]
+struct SingleVisit {
+    at: u32,
+    parent: u32,
+    side: Side,
+    reached: [bool; 2],
+    /// Which key.
+    index: u32,
+}
+
+impl SingleVisit {
+    const NONE: Self = Self { at: NIL, parent: NIL, side: Side::Left, reached: [false; 2], index: 0 };
+}
+
+/// What is to be done with a piece of the batch; kept from piece to piece to reuse the memory.
+#[derive(Default)]
+struct Work {
+    visits: Vec<Visit>,
+    /// The first `single_visits` count; those behind are there to be overwritten.
+    singles: Vec<SingleVisit>,
+    single_visits: usize,
+    missing: Vec<MissingRun>,
 }
 
 /// A part of the batch that belongs where no node is. `parent` is [`NIL`] in an empty tree.
@@ -92,62 +119,93 @@ impl<K: Ord, V: Default, R: RotationRule> CountingTree<K, V, R> {
             }
         } else {
             let mut rest = batch.into_iter();
-            let (mut visits, mut missing) = (Vec::new(), Vec::new());
+            let mut work = Work::default();
             // Into an empty tree the whole batch goes as one subtree.
             let piece_keys = if self.is_empty() { sums.len() } else { PIECE_KEYS };
             for sums in pieces(&sums, piece_keys) {
-                self.count_piece(rest.as_slice(), sums, &mut visits, &mut missing);
-                self.link_missing(&mut rest, sums, &mut missing);
-                self.adjust_after_piece(&visits);
+                self.count_piece(rest.as_slice(), sums, &mut work);
+                self.link_missing(&mut rest, sums, &mut work.missing);
+                self.adjust_after_piece(&work);
             }
         }
     }
 
     /// Adds the first keys of `batch`, as many as there are differences of `sums`, to the sums and own weights of all nodes
     /// that have a part in them.
-    fn count_piece(
-        &mut self,
-        batch: &[(K, u64)],
-        sums: &[u64],
-        visits: &mut Vec<Visit>,
-        missing: &mut Vec<MissingRun>,
-    ) {
-        visits.clear();
-        let (low, high) = (0, sums.len() as u32 - 1);
-        if self.root == NIL {
-            missing.push(MissingRun { parent: NIL, side: Side::Left, low, high });
-        } else {
-            visits.push(Visit { at: self.root, parent: NIL, side: Side::Left, reached: [false; 2], low, high });
-        }
-        let mut next = 0;
-        while next < visits.len() {
-            let Visit { at, low, high, .. } = visits[next];
+    fn count_piece(&mut self, batch: &[(K, u64)], sums: &[u64], work: &mut Work) {
+        work.visits.clear();
+        work.single_visits = 0;
+        work.reach(self.root, NIL, Side::Left, 0, sums.len() as u32 - 1);
+        let (mut next, mut fetched) = (0, 0);
+        while next < work.visits.len() {
+            if next == fetched {
+                // A level of the tree lies in the queue. Its nodes do not depend on each other.
+                fetched = work.visits.len();
+                self.fetch(work.visits[next..].iter().map(|visit| visit.at));
+            }
+            let Visit { at, low, high, .. } = work.visits[next];
             let node = &mut self.nodes[at as usize];
-            let (middle, after) = if high - low == 1 {
-                // Most visits are of this kind. No branch depends on the key, so that the next visit can begin.
-                let ordering = batch[low as usize].0.cmp(&node.key);
-                (low + u32::from(ordering.is_lt()), low + u32::from(ordering.is_le()))
-            } else {
-                let part = &batch[low as usize..high as usize];
-                match part.binary_search_by(|(key, _)| key.cmp(&node.key)) {
-                    Ok(index) => (low + index as u32, low + index as u32 + 1),
-                    Err(index) => (low + index as u32, low + index as u32),
-                }
+            let part = &batch[low as usize..high as usize];
+            let (middle, after) = match part.binary_search_by(|(key, _)| key.cmp(&node.key)) {
+                Ok(index) => (low + index as u32, low + index as u32 + 1),
+                Err(index) => (low + index as u32, low + index as u32),
             };
             node.own += sums[after as usize] - sums[middle as usize];
             for (side, low, high) in [(Side::Left, low, middle), (Side::Right, after, high)] {
-                if low == high {
-                    continue;
-                }
-                node.below[side as usize] += sums[high as usize] - sums[low as usize];
-                visits[next].reached[side as usize] = true;
-                match node.links[side as usize] {
-                    NIL => missing.push(MissingRun { parent: at, side, low, high }),
-                    child => visits.push(Visit { at: child, parent: at, side, reached: [false; 2], low, high }),
+                if low < high {
+                    node.below[side as usize] += sums[high as usize] - sums[low as usize];
+                    work.visits[next].reached[side as usize] = true;
+                    work.reach(node.links[side as usize], at, side, low, high);
                 }
             }
             next += 1;
         }
+        self.count_singles(batch, sums, work);
+    }
+
+    /// Takes all keys that are alone in their part of the batch down to their nodes, a level at a time.
+    fn count_singles(&mut self, batch: &[(K, u64)], sums: &[u64], work: &mut Work) {
+        let (mut level, mut end) = (0, work.single_visits);
+        while level < end {
+            let reached = 2 * end - level;
+            if work.singles.len() < reached {
+                work.singles.resize(reached, SingleVisit::NONE);
+            }
+            self.fetch(work.singles[level..end].iter().map(|visit| visit.at));
+            let mut onward = end;
+            for next in level..end {
+                let visit = &mut work.singles[next];
+                let SingleVisit { at, index, .. } = *visit;
+                let node = &mut self.nodes[at as usize];
+                let added = sums[index as usize + 1] - sums[index as usize];
+                let ordering = batch[index as usize].0.cmp(&node.key);
+                let (is_here, side) = (ordering.is_eq(), if ordering.is_gt() { Side::Right } else { Side::Left });
+                let child = node.links[side as usize];
+                // A product, because the choice between two values would be compiled to a branch.
+                let here = added * u64::from(is_here);
+                node.own += here;
+                node.below[side as usize] += added - here;
+                visit.reached[side as usize] = !is_here;
+                if child == NIL && !is_here {
+                    work.missing.push(MissingRun { parent: at, side, low: index, high: index + 1 });
+                }
+                work.singles[onward] = SingleVisit { at: child, parent: at, side, reached: [false; 2], index };
+                onward += usize::from(!is_here & (child != NIL));
+            }
+            (level, end) = (end, onward);
+        }
+        work.single_visits = end;
+    }
+
+    /// Reads nodes for no other end than that they are in the caches afterwards. Nothing is decided by what is read, so the
+    /// processor waits for many of them at once.
+    #[inline]
+    fn fetch(&self, positions: impl Iterator<Item = u32>) {
+        // Two fields: a node may lie on two cache lines.
+        core::hint::black_box(positions.fold(0, |read, at| {
+            let node = &self.nodes[at as usize];
+            read ^ node.below[0] ^ u64::from(node.links[1])
+        }));
     }
 
     /// Takes a piece out of the batch, and makes subtrees of those parts of it that no node was found for.
@@ -173,21 +231,50 @@ impl<K: Ord, V: Default, R: RotationRule> CountingTree<K, V, R> {
     }
 
     /// Lets the rule adjust the subtrees of the visited nodes, the deepest ones first.
-    fn adjust_after_piece(&mut self, visits: &[Visit]) {
+    fn adjust_after_piece(&mut self, work: &Work) {
+        if !R::ADJUSTS_AFTER_BATCH {
+            return;
+        }
+        for &SingleVisit { at, parent, side, reached, .. } in work.singles[..work.single_visits].iter().rev() {
+            self.adjust_after_visit(at, parent, side, reached);
+        }
+        for &Visit { at, parent, side, reached, .. } in work.visits.iter().rev() {
+            self.adjust_after_visit(at, parent, side, reached);
+        }
+    }
+
+    #[inline]
+    fn adjust_after_visit(&mut self, at: u32, parent: u32, side: Side, reached: [bool; 2]) {
+        if reached == [false; 2] {
+            return;
+        }
         let Self { nodes, root, path, rotations, rule, .. } = self;
-        for &Visit { at, parent, side, reached, .. } in visits.iter().rev() {
-            if reached == [false; 2] {
-                continue;
+        path.clear();
+        let mut top = at;
+        rule.after_batch(&mut Climb { nodes, root: &mut top, path, focus: at, rotations }, reached);
+        if top != at {
+            match parent {
+                NIL => *root = top,
+                parent => nodes[parent as usize].links[side as usize] = top,
             }
-            path.clear();
-            let mut top = at;
-            rule.after_batch(&mut Climb { nodes, root: &mut top, path, focus: at, rotations }, reached);
-            if top != at {
-                match parent {
-                    NIL => *root = top,
-                    parent => nodes[parent as usize].links[side as usize] = top,
-                }
+        }
+    }
+}
+
+impl Work {
+    /// A part of the batch, which is not empty, belongs under this link.
+    fn reach(&mut self, at: u32, parent: u32, side: Side, low: u32, high: u32) {
+        if at == NIL {
+            self.missing.push(MissingRun { parent, side, low, high });
+        } else if high - low > 1 {
+            self.visits.push(Visit { at, parent, side, reached: [false; 2], low, high });
+        } else {
+            let visit = SingleVisit { at, parent, side, reached: [false; 2], index: low };
+            match self.singles.get_mut(self.single_visits) {
+                Some(slot) => *slot = visit,
+                None => self.singles.push(visit),
             }
+            self.single_visits += 1;
         }
     }
 }

@@ -49,6 +49,9 @@ pub use splay::{NoRotation, SemiSplay, Splay};
 /// assert_eq!(tree.depth(&42), Some(0));
 /// ```
 pub trait RotationRule {
+    /// Whether [`Self::after_batch`] does anything. If not, batches are spared the way back up the tree.
+    const ADJUSTS_AFTER_BATCH: bool = true;
+
     /// An existing key was found and counted; the focus is on it.
     fn after_hit<K, V>(&mut self, climb: &mut Climb<'_, K, V>);
 
@@ -98,7 +101,9 @@ impl RotationRule for Lazy {
 
     #[inline]
     fn after_batch<K, V>(&mut self, climb: &mut Climb<'_, K, V>, reached: [bool; 2]) {
-        step_at_child(climb, reached, lazy_step);
+        if climb.outweighs_from_below(reached) {
+            step_at_child(climb, reached, lazy_step);
+        }
     }
 }
 
@@ -146,6 +151,8 @@ pub struct DepthLimited<R>(
 );
 
 impl<R: RotationRule> RotationRule for DepthLimited<R> {
+    const ADJUSTS_AFTER_BATCH: bool = R::ADJUSTS_AFTER_BATCH;
+
     #[inline]
     fn after_hit<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
         if exceeds_depth_rule(climb.depth(), climb.key_count()) {
@@ -300,6 +307,23 @@ impl<K, V> Climb<'_, K, V> {
         }
         *self.rotations += 1;
         true
+    }
+
+    /// Whether one of these children of the focus is heavy enough that a step there rotates, as far as can be told without
+    /// reading a grandchild. Nearly always the answer is no, and how the weights lie around a node is nothing that a
+    /// processor could predict: so there is one branch on the answer, and none on the way to it.
+    #[inline]
+    fn outweighs_from_below(&self, reached: [bool; 2]) -> bool {
+        let top = &self.nodes[self.focus as usize];
+        let outweighs = |side: Side| {
+            let (near, far) = (side as usize, side.opposite() as usize);
+            let Some(child) = self.nodes.get(top.links[near] as usize) else { return false };
+            (child.own + child.below[near]).max(child.below[far]) > top.own + top.below[far]
+        };
+        match reached {
+            [true, true] => outweighs(Side::Left) | outweighs(Side::Right),
+            [_, right] => outweighs(if right { Side::Right } else { Side::Left }),
+        }
     }
 
     #[inline]

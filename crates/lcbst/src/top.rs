@@ -22,6 +22,11 @@ const NODES_SCANNED_PER_OPENING: usize = 32;
 /// The openings to expect for each key found, at the least. Where even these are too many, no search is begun.
 const OPENINGS_PER_KEY: usize = 8;
 
+/// This part of the openings is on trial. If fewer keys come of it than its share, divided by the lenience, the search is
+/// given up then: later keys are less hot, and take no fewer openings each.
+const TRIAL_PART: usize = 64;
+const TRIAL_LENIENCE: usize = 4;
+
 /// The keys in descending order of weight, those of equal weight in ascending order of key.
 ///
 /// Created by [`CountingTree::hottest`](crate::CountingTree::hottest).
@@ -113,34 +118,55 @@ impl<K: Ord, V> FusedIterator for Hottest<'_, K, V> {}
 /// The first `k` that [`Hottest`] yields.
 pub(crate) fn top_k<K: Ord, V>(nodes: &[Node<K, V>], root: u32, k: usize) -> Vec<(&K, u64)> {
     let k = k.min(nodes.len());
-    let mut openings = nodes.len() / NODES_SCANNED_PER_OPENING;
-    if k > openings / OPENINGS_PER_KEY {
+    let budget = nodes.len() / NODES_SCANNED_PER_OPENING;
+    if k > budget / OPENINGS_PER_KEY {
         return scan(nodes, k);
     }
     let mut search = Hottest::new(nodes, root);
     let mut top = Vec::with_capacity(k);
+    // The first openings on trial, and the others if enough keys came of them.
+    let trial = budget / TRIAL_PART;
+    let mut openings = trial;
+    let mut on_trial = true;
     while top.len() < k {
-        if !search.settle(&mut openings) {
+        if search.settle(&mut openings) {
+            top.extend(search.pop());
+        } else if on_trial && top.len() * TRIAL_PART * TRIAL_LENIENCE >= k {
+            (openings, on_trial) = (budget - trial, false);
+        } else {
             return scan(nodes, k);
         }
-        top.extend(search.pop());
     }
     top
 }
 
-/// As [`top_k`], by looking at every node: O(n log k) time, O(k) memory. `k` is at most the number of nodes.
+/// As [`top_k`], by looking at every node: O(n + k log k) time where weights come in no particular order, O(k) memory. `k`
+/// is at most the number of nodes.
 fn scan<K: Ord, V>(nodes: &[Node<K, V>], k: usize) -> Vec<(&K, u64)> {
-    let (first, rest) = nodes.split_at(k);
-    // The worst of the best so far is on top.
-    let mut best: BinaryHeap<Reverse<Found<'_, K>>> = first.iter().map(|node| Reverse(Found::at(node))).collect();
-    for node in rest {
-        if let Some(mut worst) = best.peek_mut()
-            && Found::at(node) > worst.0
-        {
-            worst.0 = Found::at(node);
+    if k == 0 {
+        return Vec::new();
+    }
+    // Keys that may be among the best gather until there are twice as many as wanted. Then the better half stays, and
+    // what is no better than the worst of these is not gathered any more.
+    let mut best: Vec<Reverse<Found<'_, K>>> = Vec::with_capacity((2 * k).min(nodes.len()));
+    let (mut least, mut worst) = (0, None);
+    for node in nodes {
+        if node.own < least || worst.as_ref().is_some_and(|worst| Found::at(node) < *worst) {
+            continue;
+        }
+        best.push(Reverse(Found::at(node)));
+        if best.len() == 2 * k {
+            let (_, Reverse(middle), _) = best.select_nth_unstable(k - 1);
+            (least, worst) = (middle.weight, Some(Found { weight: middle.weight, key: middle.key }));
+            best.truncate(k);
         }
     }
-    best.into_sorted_vec().into_iter().map(|Reverse(found)| (found.key, found.weight)).collect()
+    if best.len() > k {
+        best.select_nth_unstable(k - 1);
+        best.truncate(k);
+    }
+    best.sort_unstable();
+    best.into_iter().map(|Reverse(found)| (found.key, found.weight)).collect()
 }
 
 impl<'a, K> Found<'a, K> {

@@ -16,6 +16,8 @@ use crate::node::Side;
 pub struct Splay;
 
 impl RotationRule for Splay {
+    const ADJUSTS_AFTER_BATCH: bool = false;
+
     fn after_hit<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
         while let Some(side) = climb.side(0) {
             match climb.side(1) {
@@ -53,6 +55,8 @@ impl RotationRule for Splay {
 pub struct SemiSplay;
 
 impl RotationRule for SemiSplay {
+    const ADJUSTS_AFTER_BATCH: bool = false;
+
     fn after_hit<K, V>(&mut self, climb: &mut Climb<'_, K, V>) {
         semi_splay(climb);
     }
@@ -69,6 +73,8 @@ impl RotationRule for SemiSplay {
 pub struct NoRotation;
 
 impl RotationRule for NoRotation {
+    const ADJUSTS_AFTER_BATCH: bool = false;
+
     #[inline]
     fn after_hit<K, V>(&mut self, _: &mut Climb<'_, K, V>) {}
 
