@@ -81,7 +81,8 @@ pub trait RotationRule {
 /// strictly lowers the weighted path length, and steps at fixed weights must come to an end.
 ///
 /// A hit makes one step at the accessed node: O(1) beyond the descent. A new leaf makes a step at each level up to the
-/// root: O(depth). No bound on the depth is known.
+/// root: O(depth). A batch makes a step at a child of each node that it passed, if that child outweighs the rest without a
+/// look at its own children: with `W(c)` in place of `W(c) + own(c)`. No bound on the depth is known.
 ///
 /// Source: Afek, Korenfeld, Morrison, "Concurrent search tree by lazy splaying", with the gain test in place of the
 /// printed comparison; see [`LazyAsPrinted`].
