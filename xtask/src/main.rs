@@ -1,4 +1,4 @@
-//! The commands a developer of vmferry types: set-up, demo, tests, benches and figures.
+//! The commands a developer of vmferry types: set-up, demo, tests, deeper checks, benches and figures.
 //!
 //! Run as `cargo xtask COMMAND`. Everything that is downloaded or built for the tests goes to `target/tools/` of the
 //! workspace and nowhere else: nothing is installed in the system, and root is not needed.
@@ -24,10 +24,12 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask setup                    fetch two QEMUs and a kernel, build the test guest
   cargo xtask setup --force            the same, from scratch
-  cargo xtask test                     set up, then format, lints, tests and doc tests
+  cargo xtask test                     set up, then format, lints, tests, doc tests and models
   cargo xtask test -- handover         only the tests whose name contains \"handover\"
+  cargo xtask verify --seconds 600     the tree more deeply: more of its models, Miri, ten minutes of fuzzing
   cargo xtask demo                     show one migration on this machine
   cargo xtask bench track              one bench; without a name, all of them
+  cargo xtask bench tree -- uniform    only the tables whose name contains \"uniform\"
   cargo xtask figures                  measure and draw the figures of docs/FIGURES.md
 
 Where Debian 12 packages cannot be had, name what is already here instead:
@@ -37,7 +39,7 @@ Environment:
   VMFERRY_QEMU     QEMU binaries to use instead of downloaded ones, separated by colons
   VMFERRY_KERNEL   a Linux kernel image to use instead of a downloaded one";
 
-/// Set-up, demo, tests, benches and figures of vmferry.
+/// Set-up, demo, tests, deeper checks, benches and figures of vmferry.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES, version)]
 struct Arguments {
@@ -61,6 +63,12 @@ enum Command {
         /// Passed to the test programs, for instance part of a test's name
         #[arg(last = true)]
         arguments: Vec<String>,
+    },
+    /// Check crate lcbst with what takes minutes or a nightly toolchain: more of its models, Miri, fuzzing
+    Verify {
+        /// How long to fuzz
+        #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
     },
     /// Build vmferry in release mode and run `vmferry demo`
     Demo {
@@ -97,7 +105,7 @@ enum BenchName {
     Track,
     /// Whole transfers (crate vmferry)
     Transfer,
-    /// The splay tree against other maps (crate lcbst)
+    /// The splay trees, the sequential and the concurrent one, against other maps (crate lcbst)
     Tree,
 }
 
@@ -116,6 +124,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Setup { force } => setup::setup(&workspace, force).map(|()| ExitCode::SUCCESS),
         Command::Test { fail_fast, arguments } => tasks::test(&workspace, fail_fast, &arguments),
+        Command::Verify { seconds } => tasks::verify(&workspace, seconds),
         Command::Demo { arguments } => tasks::demo(&workspace, &arguments),
         Command::Bench { name, arguments } => tasks::bench(&workspace, name, &arguments),
         Command::Figures { quick, out, redraw } => tasks::figures(&workspace, quick, out.as_deref(), redraw),
@@ -138,6 +147,20 @@ mod tests {
         let arguments = Arguments::try_parse_from(["xtask", "demo", "--json", "--memory", "64MiB"]).unwrap();
         let Command::Demo { arguments } = arguments.command else { panic!("not a demo: {arguments:?}") };
         assert_eq!(arguments, ["--json", "--memory", "64MiB"]);
+    }
+
+    #[test]
+    fn verify_fuzzes_for_a_minute_or_as_long_as_it_is_told_but_not_for_ever() {
+        let seconds = |arguments: &[&str]| {
+            let arguments = Arguments::try_parse_from([&["xtask", "verify"], arguments].concat()).ok()?;
+            let Command::Verify { seconds } = arguments.command else { panic!("not verify: {arguments:?}") };
+            Some(seconds)
+        };
+        assert_eq!(seconds(&[]), Some(60));
+        assert_eq!(seconds(&["--seconds", "600"]), Some(600));
+        // To libFuzzer, 0 seconds are no limit.
+        assert_eq!(seconds(&["--seconds", "0"]), None);
+        assert_eq!(seconds(&["--seconds", "soon"]), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! `test`, `demo`, `bench` and `figures`: a list of steps each, started one after the other.
+//! `test`, `verify`, `demo`, `bench` and `figures`: a list of steps each, started one after the other.
 
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -15,23 +15,53 @@ use crate::workspace::Workspace;
 #[derive(Debug)]
 struct Outcome {
     name: &'static str,
-    passed: bool,
+    verdict: Verdict,
     elapsed: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    Failed,
+    /// What the step needs is not installed; the text says what that is and how to get it.
+    Skipped(&'static str),
 }
 
 /// What is not built by default and has to be right all the same.
 const FEATURES: &str = "--features=lcbst/concurrent";
 
-/// Set-up, format, lints, tests, documentation, doc tests. All steps run, so that one run shows all that is wrong,
+/// Built with other flags than everything else, so in a directory of their own.
+const MODELS: [&str; 8] = [
+    "test",
+    "--release",
+    "--target-dir=target/models",
+    "-p",
+    "lcbst",
+    "--features=concurrent",
+    "--test=loom_concurrent",
+    "--",
+];
+
+/// The preemptions that `verify` tries in each model: one more takes about three times as long. The models themselves ask
+/// for fewer, to be part of every `test`.
+const VERIFY_PREEMPTIONS: &str = "6";
+
+const MIRI_NEEDS: &str = "needs Miri: rustup toolchain install nightly --component miri,rust-src";
+const FUZZ_NEEDS: &str =
+    "needs cargo-fuzz and a nightly toolchain: cargo install cargo-fuzz && rustup toolchain install nightly";
+
+/// Set-up, format, lints, tests, documentation, doc tests, models. All steps run, so that one run shows all that is wrong,
 /// except that `fail_fast` ends it at the first failure.
 pub(crate) fn test(workspace: &Workspace, fail_fast: bool, arguments: &[String]) -> Result<ExitCode> {
     let mut outcomes = vec![timed("set-up", || match setup(workspace, false) {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(Verdict::Passed),
         Err(error) => {
             eprintln!("xtask: {error:#}");
-            Ok(false)
+            Ok(Verdict::Failed)
         }
     })?];
+    let may_go_on =
+        |outcomes: &[Outcome]| !fail_fast || outcomes.iter().all(|outcome| outcome.verdict != Verdict::Failed);
     let steps: [(&'static str, &[&str], &[String]); 5] = [
         ("format", &["fmt", "--all", "--check"], &[]),
         ("lints", &["clippy", "--workspace", FEATURES, "--all-targets", "--", "-D", "warnings"], &[]),
@@ -40,14 +70,40 @@ pub(crate) fn test(workspace: &Workspace, fail_fast: bool, arguments: &[String])
         ("doc tests", &["test", "--workspace", FEATURES, "--doc", "--"], arguments),
     ];
     for (name, fixed, extra) in steps {
-        if fail_fast && outcomes.iter().any(|outcome| !outcome.passed) {
+        if !may_go_on(&outcomes) {
             break;
         }
         println!("\n== {name}: cargo {} {}", fixed.join(" "), extra.join(" "));
         let mut command = cargo(&workspace.root);
         command.args(fixed).args(extra).env("VMFERRY_TOOLS", &workspace.tools).env("RUSTDOCFLAGS", "-D warnings");
-        outcomes.push(timed(name, || passes(&mut command))?);
+        outcomes.push(timed(name, || verdict_of(&mut command))?);
     }
+    if may_go_on(&outcomes) {
+        outcomes.push(models(workspace, None, arguments)?);
+    }
+    Ok(summarise(&outcomes))
+}
+
+/// The checks of the tree that take minutes or a nightly toolchain. What is not installed is skipped, and the summary
+/// says so.
+pub(crate) fn verify(workspace: &Workspace, fuzz_seconds: u32) -> Result<ExitCode> {
+    let mut outcomes = vec![models(workspace, Some(VERIFY_PREEMPTIONS), &[])?];
+
+    let miri = ["miri", "test", "-p", "lcbst", "--features=concurrent"];
+    for (name, targets) in [("miri", &["--tests"][..]), ("miri docs", &["--doc"])] {
+        println!("\n== {name}: cargo +nightly {} {}", miri.join(" "), targets.join(" "));
+        let mut command = nightly(&workspace.root, "miri");
+        command.args(&miri[1..]).args(targets);
+        outcomes.push(timed(name, || if_installed(workspace, "miri", MIRI_NEEDS, &mut command))?);
+    }
+
+    let package = workspace.root.join("crates/lcbst");
+    println!("\n== fuzz: cargo +nightly fuzz run model, {fuzz_seconds} s");
+    let mut command = nightly(&package, "fuzz");
+    command.args(["run", "--target-dir"]).arg(workspace.root.join("target/fuzz"));
+    command.args(["model", "--"]).arg(format!("-max_total_time={fuzz_seconds}"));
+    outcomes.push(timed("fuzz", || if_installed(workspace, "fuzz", FUZZ_NEEDS, &mut command))?);
+
     Ok(summarise(&outcomes))
 }
 
@@ -65,7 +121,7 @@ pub(crate) fn demo(workspace: &Workspace, arguments: &[String]) -> Result<ExitCo
 
 /// Runs one bench, or all of them.
 pub(crate) fn bench(workspace: &Workspace, name: Option<BenchName>, arguments: &[String]) -> Result<ExitCode> {
-    // The tree's bench is the only one that starts no guest.
+    // The trees' benches are the only ones that start no guest.
     if name != Some(BenchName::Tree) {
         setup(workspace, false)?;
     }
@@ -75,12 +131,14 @@ pub(crate) fn bench(workspace: &Workspace, name: Option<BenchName>, arguments: &
         let (label, selection): (_, &[&str]) = match name {
             BenchName::Track => ("track", &["-p", "vmferry-host", "--bench", "track"]),
             BenchName::Transfer => ("transfer", &["-p", "vmferry", "--bench", "transfer"]),
-            BenchName::Tree => ("tree", &["-p", "lcbst", "--bench", "tree"]),
+            BenchName::Tree => {
+                ("tree", &["-p", "lcbst", "--features=concurrent", "--bench", "tree", "--bench", "concurrent"])
+            }
         };
         println!("\n== bench {label}");
         let mut command = cargo(&workspace.root);
         command.arg("bench").args(selection).arg("--").args(arguments).env("VMFERRY_TOOLS", &workspace.tools);
-        outcomes.push(timed(label, || passes(&mut command))?);
+        outcomes.push(timed(label, || verdict_of(&mut command))?);
     }
     Ok(summarise(&outcomes))
 }
@@ -98,19 +156,67 @@ pub(crate) fn figures(workspace: &Workspace, quick: bool, out: Option<&Path>, re
     exit_code_of(&mut command)
 }
 
-fn timed(name: &'static str, step: impl FnOnce() -> Result<bool>) -> Result<Outcome> {
+/// Runs the models of the concurrent tree with loom's atomics and locks in the place of the real ones, and with so many
+/// preemptions, if the environment does not say how many.
+fn models(workspace: &Workspace, preemptions: Option<&str>, arguments: &[String]) -> Result<Outcome> {
+    let mut settings = vec![("RUSTFLAGS", format!("{} --cfg loom", std::env::var("RUSTFLAGS").unwrap_or_default()))];
+    if std::env::var_os("LOOM_MAX_PREEMPTIONS").is_none() {
+        settings.extend(preemptions.map(|preemptions| ("LOOM_MAX_PREEMPTIONS", preemptions.to_owned())));
+    }
+    let shown: Vec<String> = settings.iter().map(|(name, value)| format!("{name}='{}'", value.trim())).collect();
+    println!("\n== models: {} cargo {} {}", shown.join(" "), MODELS.join(" "), arguments.join(" "));
+    let mut command = cargo(&workspace.root);
+    command.args(MODELS).args(arguments).envs(settings);
+    timed("models", || verdict_of(&mut command))
+}
+
+/// `cargo +nightly SUBCOMMAND`. Only the Cargo that rustup put on the PATH knows toolchains; the one that runs this xtask
+/// belongs to one of them.
+fn nightly(directory: &Path, subcommand: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(["+nightly", subcommand]).current_dir(directory);
+    command
+}
+
+/// Runs a command of a subcommand of the nightly Cargo, or skips it where that does not tell its version.
+fn if_installed(
+    workspace: &Workspace,
+    subcommand: &str,
+    needs: &'static str,
+    command: &mut Command,
+) -> Result<Verdict> {
+    let mut probe = nightly(&workspace.root, subcommand);
+    probe.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    if probe.status().is_ok_and(|status| status.success()) {
+        verdict_of(command)
+    } else {
+        println!("skipped: {needs}");
+        Ok(Verdict::Skipped(needs))
+    }
+}
+
+fn verdict_of(command: &mut Command) -> Result<Verdict> {
+    Ok(if passes(command)? { Verdict::Passed } else { Verdict::Failed })
+}
+
+fn timed(name: &'static str, step: impl FnOnce() -> Result<Verdict>) -> Result<Outcome> {
     let start = Instant::now();
-    let passed = step()?;
-    Ok(Outcome { name, passed, elapsed: start.elapsed() })
+    let verdict = step()?;
+    Ok(Outcome { name, verdict, elapsed: start.elapsed() })
 }
 
 fn summarise(outcomes: &[Outcome]) -> ExitCode {
     println!();
-    for Outcome { name, passed, elapsed } in outcomes {
-        let verdict = if *passed { "ok    " } else { "FAILED" };
-        println!("{verdict}  {name:<10} {:>7.1} s", elapsed.as_secs_f64());
+    for Outcome { name, verdict, elapsed } in outcomes {
+        let seconds = elapsed.as_secs_f64();
+        match verdict {
+            Verdict::Passed => println!("ok       {name:<10} {seconds:>7.1} s"),
+            Verdict::Failed => println!("FAILED   {name:<10} {seconds:>7.1} s"),
+            Verdict::Skipped(needs) => println!("skipped  {name:<10} {needs}"),
+        }
     }
-    if outcomes.iter().all(|outcome| outcome.passed) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let has_failed = outcomes.iter().any(|outcome| outcome.verdict == Verdict::Failed);
+    if has_failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn exit_code_of(command: &mut Command) -> Result<ExitCode> {

@@ -1,10 +1,11 @@
 //! How much more two threads do than one, and beside what stands for it otherwise.
 //!
-//! Run with `cargo bench -p lcbst --features concurrent --bench concurrent`. Prints millions of operations a second and
-//! the ratio of two threads to one, the median of several rounds in which all rivals take turns, with the least and the
-//! greatest ratio. 95 % of the operations hit a key that is present (of these, the given share counts it and the rest
-//! look it up), 5 % look for an absent one or insert. Where other work shares the processors, look at the ratio by
-//! processor time: the wall clock then measures the other work.
+//! `cargo bench -p lcbst --features concurrent --bench concurrent` runs all workloads, with `-- uniform` behind it only
+//! those whose names contain the word. Prints millions of operations a second and the ratio of two threads to one, the
+//! median of several rounds in which all rivals take turns, with the least and the greatest ratio. 95 % of the operations
+//! hit a key that is present (of these, the given share counts it and the rest look it up), 5 % look for an absent one or
+//! insert. Where other work shares the processors, look at the ratio by processor time: the wall clock then measures the
+//! other work.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -89,9 +90,17 @@ impl Map for Mutex<CountingTree<u64>> {
 }
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+
     for (workload, zipf) in [("zipf 0.99", Some(0.99)), ("uniform", None)] {
         for touch_percent in [100, 50, 5] {
-            println!("\n{workload}, {touch_percent} % of the hits count");
+            let name = format!("concurrent {workload}, {touch_percent} % of the hits count");
+            if !wanted(&name) {
+                continue;
+            }
+            println!("\n{name}");
             let streams: Vec<Vec<u64>> = (0..2).map(|seed| keys(zipf, seed)).collect();
             let mut rates = [const { Vec::new() }; 3];
             let maps = (

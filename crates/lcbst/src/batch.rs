@@ -10,7 +10,8 @@
 //! 2. Parts that arrive at a missing child become subtrees, built from their weights.
 //! 3. Up: both queues from their ends, that of the single keys first, so each node's children before the node. The rule
 //!    may rotate inside the node's subtree. The nodes above have not moved yet, so the link to the subtree is still where
-//!    it was.
+//!    it was. This is also when the caller sees the values of the keys that were found, for the same reason: the nodes are
+//!    in the caches, and whether a key was found is asked here anyway.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -18,7 +19,7 @@ use alloc::vec::Vec;
 use crate::build::link_sorted;
 use crate::node::{NIL, Node, Side};
 use crate::rule::{Climb, RotationRule};
-use crate::tree::{CountingTree, MAX_KEYS, MAX_TOTAL_WEIGHT};
+use crate::tree::{CountingTree, Descent, MAX_KEYS, MAX_TOTAL_WEIGHT};
 
 /// The batch is counted in pieces of so many keys. Enough for a level of the tree to have many nodes in it, few enough
 /// for the nodes that were read on the way down to be still in the caches of memory and of addresses on the way up.
@@ -32,12 +33,14 @@ struct Visit {
     side: Side,
     /// The sides on which there is more of the batch.
     reached: [bool; 2],
+    /// Whether the node's own key is in the batch.
+    is_here: bool,
     /// The part of the batch in the subtree.
     low: u32,
     high: u32,
 }
 
-/// A node that one key of the batch reached.
+/// A node that one key of the batch reached: the node of that key, unless the batch goes on to one of its sides.
 #[derive(Clone, Copy)]
 struct SingleVisit {
     at: u32,
@@ -100,6 +103,30 @@ impl<K: Ord, V: Default, R: RotationRule> CountingTree<K, V, R> {
     /// assert_eq!(tree.len(), 1024);
     /// ```
     pub fn touch_sorted<I: IntoIterator<Item = (K, u64)>>(&mut self, batch: I) {
+        self.touch_sorted_with(batch, |_, _| ());
+    }
+
+    /// As [`Self::touch_sorted`], and calls a function once with each key of the batch and its value, to change the
+    /// value. A key that was missing comes with the default value. The keys come in no particular order.
+    ///
+    /// Costs as much as [`Self::touch_sorted`] and the calls. If the function panics, the tree keeps its invariants; keys
+    /// of the batch may be counted without a call, or not be counted.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::touch_sorted`].
+    ///
+    /// ```
+    /// let mut last_seen: lcbst::CountingTree<u64, u32> = lcbst::CountingTree::new();
+    /// last_seen.touch_sorted_with((0..10).map(|page| (page, 1)), |_, epoch| *epoch = 1);
+    /// last_seen.touch_sorted_with([(3, 1), (12, 1)], |_, epoch| *epoch = 2);
+    /// assert_eq!([2, 3, 12].map(|page| last_seen.get(&page).copied()), [Some(1), Some(2), Some(2)]);
+    /// ```
+    pub fn touch_sorted_with<I, F>(&mut self, batch: I, mut change: F)
+    where
+        I: IntoIterator<Item = (K, u64)>,
+        F: FnMut(&K, &mut V),
+    {
         let batch: Vec<(K, u64)> = batch.into_iter().collect();
         if let Some(index) = batch.windows(2).position(|pair| pair[0].0 >= pair[1].0) {
             panic!("the keys of a batch must strictly increase; those at {index} and {} do not", index + 1);
@@ -115,7 +142,7 @@ impl<K: Ord, V: Default, R: RotationRule> CountingTree<K, V, R> {
         if sum > MAX_TOTAL_WEIGHT - self.total_weight() || batch.len() > MAX_KEYS - self.len() {
             // Some key may renormalise the tree, be counted in part or find no place. Which one depends on those before.
             for (key, weight) in batch {
-                self.touch(key, weight);
+                self.touch_with(key, weight, &mut change);
             }
         } else {
             let mut rest = batch.into_iter();
@@ -124,10 +151,27 @@ impl<K: Ord, V: Default, R: RotationRule> CountingTree<K, V, R> {
             let piece_keys = if self.is_empty() { sums.len() } else { PIECE_KEYS };
             for sums in pieces(&sums, piece_keys) {
                 self.count_piece(rest.as_slice(), sums, &mut work);
-                self.link_missing(&mut rest, sums, &mut work.missing);
-                self.adjust_after_piece(&work);
+                self.link_missing(&mut rest, sums, &mut work.missing, &mut change);
+                self.adjust_after_piece(&work, &mut change);
             }
         }
+    }
+
+    /// As [`Self::touch`], with a call for the value.
+    fn touch_with(&mut self, key: K, weight: u64, change: &mut impl FnMut(&K, &mut V)) {
+        let at = match self.descend(&key) {
+            Descent::Found(at) => {
+                self.count_hit(at, weight);
+                at as usize
+            }
+            Descent::Missing(_) => {
+                self.touch(key, weight);
+                // Rotations move no node, so the new one is where it was put: at the end.
+                self.nodes.len() - 1
+            }
+        };
+        let node = &mut self.nodes[at];
+        change(&node.key, &mut node.value);
     }
 
     /// Adds the first keys of `batch`, as many as there are differences of `sums`, to the sums and own weights of all nodes
@@ -151,6 +195,7 @@ impl<K: Ord, V: Default, R: RotationRule> CountingTree<K, V, R> {
                 Err(index) => (low + index as u32, low + index as u32),
             };
             node.own += sums[after as usize] - sums[middle as usize];
+            work.visits[next].is_here = middle < after;
             for (side, low, high) in [(Side::Left, low, middle), (Side::Right, after, high)] {
                 if low < high {
                     node.below[side as usize] += sums[high as usize] - sums[low as usize];
@@ -209,8 +254,15 @@ impl<K: Ord, V: Default, R: RotationRule> CountingTree<K, V, R> {
     }
 
     /// Takes a piece out of the batch, and makes subtrees of those parts of it that no node was found for.
-    fn link_missing(&mut self, rest: &mut vec::IntoIter<(K, u64)>, sums: &[u64], missing: &mut Vec<MissingRun>) {
-        self.nodes.reserve(missing.iter().map(|run| (run.high - run.low) as usize).sum());
+    fn link_missing(
+        &mut self,
+        rest: &mut vec::IntoIter<(K, u64)>,
+        sums: &[u64],
+        missing: &mut Vec<MissingRun>,
+        change: &mut impl FnMut(&K, &mut V),
+    ) {
+        let known = self.nodes.len();
+        self.make_room(missing.iter().map(|run| (run.high - run.low) as usize).sum());
         missing.sort_unstable_by_key(|run| run.low);
         let mut taken = 0;
         for MissingRun { parent, side, low, high } in missing.drain(..) {
@@ -228,24 +280,44 @@ impl<K: Ord, V: Default, R: RotationRule> CountingTree<K, V, R> {
             }
         }
         rest.take(sums.len() - 1 - taken).for_each(drop);
+        // Not before all are linked, in case a call panics.
+        for node in &mut self.nodes[known..] {
+            change(&node.key, &mut node.value);
+        }
     }
 
-    /// Lets the rule adjust the subtrees of the visited nodes, the deepest ones first.
-    fn adjust_after_piece(&mut self, work: &Work) {
-        if !R::ADJUSTS_AFTER_BATCH {
-            return;
+    /// Makes room for so many nodes more. Room for an eighth of the nodes at the least, so that growth is paid for by
+    /// the nodes that come; and not for as many again, as `Vec` has it, because a tree filled by batches is large, and
+    /// its nodes are nearly all of its memory.
+    fn make_room(&mut self, additional: usize) {
+        if self.nodes.capacity() - self.nodes.len() < additional {
+            self.nodes.reserve_exact(additional.max(self.nodes.len() / 8));
         }
+    }
+
+    /// Hands out the values of the visited nodes whose keys are in the batch, and lets the rule adjust the subtrees of the
+    /// others, the deepest ones first.
+    fn adjust_after_piece(&mut self, work: &Work, change: &mut impl FnMut(&K, &mut V)) {
         for &SingleVisit { at, parent, side, reached, .. } in work.singles[..work.single_visits].iter().rev() {
-            self.adjust_after_visit(at, parent, side, reached);
+            if reached == [false; 2] {
+                let node = &mut self.nodes[at as usize];
+                change(&node.key, &mut node.value);
+            } else {
+                self.adjust_after_visit(at, parent, side, reached);
+            }
         }
-        for &Visit { at, parent, side, reached, .. } in work.visits.iter().rev() {
+        for &Visit { at, parent, side, reached, is_here, .. } in work.visits.iter().rev() {
+            if is_here {
+                let node = &mut self.nodes[at as usize];
+                change(&node.key, &mut node.value);
+            }
             self.adjust_after_visit(at, parent, side, reached);
         }
     }
 
     #[inline]
     fn adjust_after_visit(&mut self, at: u32, parent: u32, side: Side, reached: [bool; 2]) {
-        if reached == [false; 2] {
+        if !R::ADJUSTS_AFTER_BATCH {
             return;
         }
         let Self { nodes, root, path, rotations, rule, .. } = self;
@@ -267,7 +339,7 @@ impl Work {
         if at == NIL {
             self.missing.push(MissingRun { parent, side, low, high });
         } else if high - low > 1 {
-            self.visits.push(Visit { at, parent, side, reached: [false; 2], low, high });
+            self.visits.push(Visit { at, parent, side, reached: [false; 2], is_here: false, low, high });
         } else {
             let visit = SingleVisit { at, parent, side, reached: [false; 2], index: low };
             match self.singles.get_mut(self.single_visits) {

@@ -4,9 +4,9 @@
 //!
 //! Run with
 //! `RUSTFLAGS="--cfg loom" cargo test -p lcbst --features concurrent --test loom_concurrent --release`.
-//! `LOOM_MAX_PREEMPTIONS` overrides the bound.
+//! `LOOM_MAX_PREEMPTIONS` overrides the bound. `cargo xtask test` runs the models as they are, `cargo xtask verify` with
+//! more preemptions.
 
-#![allow(unexpected_cfgs, reason = "`loom` is set by RUSTFLAGS; an expectation would not be met where it is")]
 #![cfg(all(loom, feature = "concurrent"))]
 
 use lcbst::concurrent::ConcurrentLcbst;

@@ -3,8 +3,6 @@
 //! Loom has no `OnceLock`. Its stand-in here publishes with the same release and acquire as the real one: a key that
 //! is read without being published first is missing, and the reader panics.
 
-#![expect(unexpected_cfgs, reason = "`loom` is set by RUSTFLAGS for the models, and read in this module only")]
-
 #[cfg(not(loom))]
 mod real {
     extern crate std;
@@ -77,8 +75,8 @@ mod real {
 
 pub(crate) use real::*;
 
-/// Whether this build is for loom, which looks at each atomic, so that its models must get by with few.
-pub(crate) const IS_MODEL: bool = cfg!(loom);
+/// Whether this build is for loom or Miri, which look at each atomic, so that what they run must get by with few.
+pub(crate) const IS_MODEL: bool = cfg!(any(loom, miri));
 
 extern crate std;
 

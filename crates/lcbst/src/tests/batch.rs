@@ -5,10 +5,10 @@ use std::num::NonZeroU32;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use super::SplitMix;
+use super::{SplitMix, all_or_few};
 use crate::{
-    CbTree, CountingTree, DepthLimited, Lazy, LazyAsPrinted, MAX_TOTAL_WEIGHT, NoRotation, RotationRule, SemiSplay,
-    Splay,
+    CbTree, Climb, CountingTree, DepthLimited, Lazy, LazyAsPrinted, MAX_TOTAL_WEIGHT, NoRotation, RotationRule,
+    SemiSplay, Splay,
 };
 
 fn random_batch(random: &mut SplitMix, keys: u64, length: u64, heaviest: u64) -> BTreeMap<u64, u64> {
@@ -21,15 +21,16 @@ fn a_batch_counts_as_its_keys_one_by_one_do() {
         let mut random = SplitMix(21);
         let mut together: CountingTree<u64, u64, R> = CountingTree::with_rule(R::default(), half_life);
         let mut one_by_one: CountingTree<u64, u64, R> = CountingTree::with_rule(R::default(), half_life);
-        for round in 0..60 {
-            let length = [0, 1, 3, 40, 400][round % 5];
-            let batch = random_batch(&mut random, 500, length, heaviest);
+        let keys = all_or_few(500, 20);
+        for round in 0..all_or_few(60, 5) {
+            let length = all_or_few([0, 1, 3, 40, 400], [0, 1, 3, 8, 20])[round % 5];
+            let batch = random_batch(&mut random, keys, length, heaviest);
             together.touch_sorted(batch.clone());
             together.check_invariants();
             for (key, weight) in batch {
                 one_by_one.touch(key, weight);
             }
-            let gone = random.next() % 500;
+            let gone = random.next() % keys;
             assert_eq!(together.remove(&gone), one_by_one.remove(&gone));
             together.advance(1);
             one_by_one.advance(1);
@@ -45,6 +46,10 @@ fn a_batch_counts_as_its_keys_one_by_one_do() {
         check::<R>(NonZeroU32::new(1), u64::MAX >> 30);
     }
     check_all::<Lazy>();
+    if cfg!(miri) {
+        // The other rules differ in what they decide, not in what they touch.
+        return;
+    }
     check_all::<LazyAsPrinted>();
     check_all::<DepthLimited<Lazy>>();
     check_all::<CbTree>();
@@ -54,21 +59,180 @@ fn a_batch_counts_as_its_keys_one_by_one_do() {
 }
 
 #[test]
+fn a_batch_of_many_pieces_counts_as_its_keys_one_by_one_do() {
+    const KEYS: u64 = all_or_few(20_000, 600);
+
+    /// The kinds of stretches that a batch can run through, in turn: each key is in it, each second one, few, or none.
+    fn batch(random: &mut SplitMix, keys: core::ops::Range<u64>) -> BTreeMap<u64, u64> {
+        let mut batch = BTreeMap::new();
+        let mut next = keys.start;
+        while next < keys.end {
+            let end = keys.end.min(next + random.next() % all_or_few(600, 60));
+            match [1, 2, 40, u64::MAX][random.next() as usize % 4] {
+                u64::MAX => (),
+                step => batch.extend((next..end).step_by(step as usize).map(|key| (key, random.next() % 10))),
+            }
+            next = end + 1;
+        }
+        batch.extend([(keys.start, 3), (keys.end - 1, 0)]);
+        batch
+    }
+
+    fn check<R: RotationRule + Default>(seed: u64) {
+        let mut random = SplitMix(seed);
+        // Only the middle, and there only each third key, is known before.
+        let known = (KEYS / 4..KEYS * 3 / 4).step_by(3);
+        let (first, last) = (KEYS / 4, known.clone().last().expect("some keys are known"));
+        let mut together: CountingTree<u64, u64, R> = CountingTree::default();
+        together.touch_sorted(known.map(|key| (key, random.skewed(1000))));
+        let mut one_by_one: CountingTree<u64, u64, R> = CountingTree::with_rule(R::default(), None);
+        one_by_one.touch_sorted(together.weights().map(|(key, weight)| (*key, weight)));
+
+        // From the first known key to the last, then far beyond both; then all of these keys are there.
+        for keys in [first..last + 1, 0..KEYS, 0..KEYS].into_iter().skip(all_or_few(0, 2)) {
+            let batch = batch(&mut random, keys.clone());
+            assert!(batch.len() > 256 && [keys.start, keys.end - 1].iter().all(|key| batch.contains_key(key)));
+            together.touch_sorted(batch.clone());
+            together.check_invariants();
+            for (key, weight) in batch {
+                one_by_one.touch(key, weight);
+            }
+            assert!(together.weights().eq(one_by_one.weights()));
+            assert_eq!(together.total_weight(), one_by_one.total_weight());
+            for _ in 0..all_or_few(20, 2) {
+                let (start, end) = (random.next() % KEYS, random.next() % KEYS);
+                assert_eq!(together.weight_of(start..end), one_by_one.weight_of(start..end));
+            }
+        }
+    }
+    check::<Lazy>(1);
+    if cfg!(miri) {
+        return;
+    }
+    check::<Lazy>(2);
+    check::<Lazy>(3);
+    check::<LazyAsPrinted>(4);
+    check::<CbTree>(5);
+    check::<SemiSplay>(6);
+    check::<NoRotation>(7);
+}
+
+/// Touches of no weight hang each key below those before it and rotate nothing; the batch then gives the weights.
+fn tree_of_weightless<R: RotationRule + Default>(keys: &[i32]) -> CountingTree<i32, (), R> {
+    let mut tree = CountingTree::default();
+    for &key in keys {
+        tree.touch(key, 0);
+    }
+    assert_eq!(tree.rotations(), 0);
+    tree
+}
+
+/// Counts batches in a tree and in its mirror image, and once more with the tree hanging below a heavy key, and compares
+/// depths in key order and rotations after each batch.
+fn check_shapes(keys: &[i32], steps: &[(&[(i32, u64)], &[usize], u64)]) {
+    for sign in [1, -1] {
+        for above in [None, Some(1000), Some(-1000)] {
+            let keys: Vec<i32> = keys.iter().map(|key| key * sign).collect();
+            let mut tree: CountingTree<i32> = tree_of_weightless(&[above.as_slice(), &keys].concat());
+            tree.touch_sorted(above.map(|above| (above, 1000)));
+            for &(batch, shape, rotations) in steps {
+                let mut batch: Vec<(i32, u64)> = batch.iter().map(|&(key, weight)| (key * sign, weight)).collect();
+                let mut shape: Vec<usize> = shape.iter().map(|depth| depth + above.iter().len()).collect();
+                if sign < 0 {
+                    batch.reverse();
+                    shape.reverse();
+                }
+                tree.touch_sorted(batch);
+                tree.check_invariants();
+                let depths: Vec<usize> = tree
+                    .keys()
+                    .filter(|key| Some(**key) != above)
+                    .map(|key| tree.depth(key).expect("it is there"))
+                    .collect();
+                assert_eq!((depths, tree.rotations()), (shape, rotations), "sign {sign}, above {above:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_child_that_outweighs_after_a_batch_rotates_once() {
+    // 50 above 30 above 20 and 40, and above 70.
+    check_shapes(
+        &[50, 30, 70, 20, 40],
+        &[
+            // 1 + 1 from below against 1 + 1: nothing to gain.
+            (&[(20, 1), (30, 1), (40, 1), (50, 1), (70, 1)], &[2, 1, 2, 0, 1], 0),
+            // Alone in its batch it makes 3 against 2.
+            (&[(30, 1)], &[1, 0, 2, 1, 2], 1),
+        ],
+    );
+    // All at once: 5 + 1 against 1 + 1.
+    check_shapes(&[50, 30, 70, 20, 40], &[(&[(20, 1), (30, 5), (40, 1), (50, 1), (70, 1)], &[1, 0, 2, 1, 2], 1)]);
+}
+
+#[test]
+fn an_inner_subtree_that_outweighs_after_a_batch_rotates_twice() {
+    // 50 above 30 above 20 and 40, 40 above 35 and 45; and 50 above 70.
+    const KEYS: &[i32] = &[50, 30, 70, 20, 40, 35, 45];
+    // 7 + 2 from the outside and 3 + 5 + 2 from the inside against 9 + 1. The inner subtree does not outweigh 30 either.
+    let even: &[(i32, u64)] = &[(20, 2), (30, 7), (35, 3), (40, 5), (45, 2), (50, 9), (70, 1)];
+    let (before, after): (&[usize], &[usize]) = (&[2, 1, 3, 2, 3, 0, 1], &[2, 1, 2, 0, 2, 1, 2]);
+    check_shapes(KEYS, &[(even, before, 0), (&[(45, 1)], after, 2)]);
+    // The same weights from one batch.
+    let mut tipped = even.to_vec();
+    tipped[4].1 += 1;
+    check_shapes(KEYS, &[(&tipped, after, 2)]);
+}
+
+#[test]
+fn a_rule_that_does_not_adjust_after_batches_is_not_called() {
+    #[derive(Default)]
+    struct Counted<const ADJUSTS: bool>(u64);
+    impl<const ADJUSTS: bool> RotationRule for Counted<ADJUSTS> {
+        const ADJUSTS_AFTER_BATCH: bool = ADJUSTS;
+        fn after_hit<K, V>(&mut self, _: &mut Climb<'_, K, V>) {}
+        fn after_insert<K, V>(&mut self, _: &mut Climb<'_, K, V>) {}
+        fn after_batch<K, V>(&mut self, climb: &mut Climb<'_, K, V>, _: [bool; 2]) {
+            self.0 += 1;
+            while climb.descend(crate::Side::Left) {}
+            climb.rotate_up();
+        }
+    }
+    fn check<R: RotationRule + Default>() -> CountingTree<u64, (), R> {
+        let mut tree: CountingTree<u64, (), R> = CountingTree::default();
+        for first in 0..3 {
+            tree.touch_sorted((first..all_or_few(3000, 30)).step_by(3).map(|key| (key, key)));
+        }
+        tree.check_invariants();
+        tree
+    }
+    let (called, spared) = (check::<Counted<true>>(), check::<Counted<false>>());
+    let limited = check::<DepthLimited<Counted<false>>>();
+    assert!(called.rule().0 > 0 && called.rotations() > 0);
+    assert_eq!((spared.rule().0, limited.rule().0.0, spared.rotations()), (0, 0, 0));
+    assert!(called.weights().eq(spared.weights()));
+}
+
+#[test]
 fn a_batch_into_an_empty_tree_is_balanced_by_weight() {
+    const FULL: u64 = all_or_few(1023, 63);
+    let deepest = FULL.ilog2() as usize;
     let mut even: CountingTree<u64> = CountingTree::new();
-    even.touch_sorted((0..1023).map(|key| (key, 5)));
+    even.touch_sorted((0..FULL).map(|key| (key, 5)));
     even.check_invariants();
-    assert_eq!(even.depth_statistics().maximum, 9);
+    assert_eq!(even.depth_statistics().maximum, deepest);
 
     let mut weightless: CountingTree<u64> = CountingTree::new();
-    weightless.touch_sorted((0..1023).map(|key| (key, 0)));
+    weightless.touch_sorted((0..FULL).map(|key| (key, 0)));
     weightless.check_invariants();
-    assert_eq!(weightless.depth_statistics().maximum, 9);
+    assert_eq!(weightless.depth_statistics().maximum, deepest);
 
+    const HOT: u64 = all_or_few(997, 47);
     let mut skewed: CountingTree<u64> = CountingTree::new();
-    skewed.touch_sorted((0..1000).map(|key| (key, if key == 997 { 100_000 } else { key % 3 })));
+    skewed.touch_sorted((0..HOT + 3).map(|key| (key, if key == HOT { 100_000 } else { key % 3 })));
     skewed.check_invariants();
-    assert_eq!(skewed.depth(&997), Some(0));
+    assert_eq!(skewed.depth(&HOT), Some(0));
     let total = skewed.total_weight();
     for (key, weight) in skewed.weights().filter(|&(_, weight)| weight > 0) {
         assert!(skewed.depth(key) <= Some((total / weight).ilog2() as usize));
@@ -78,28 +242,30 @@ fn a_batch_into_an_empty_tree_is_balanced_by_weight() {
 #[test]
 fn ascending_batches_keep_the_counting_rules_shallow() {
     fn check<R: RotationRule + Default>() -> usize {
+        const LENGTH: u64 = all_or_few(50, 6);
         let mut tree: CountingTree<u64, (), R> = CountingTree::default();
-        for first in (0..20_000).step_by(50) {
-            tree.touch_sorted((first..first + 50).map(|key| (key, 1)));
+        for first in (0..400 * LENGTH).step_by(LENGTH as usize).take(all_or_few(400, 8)) {
+            tree.touch_sorted((first..first + LENGTH).map(|key| (key, 1)));
         }
         tree.check_invariants();
         tree.depth_statistics().maximum
     }
     let depths = [check::<Lazy>(), check::<DepthLimited<Lazy>>(), check::<CbTree>()];
-    assert!(depths.iter().all(|&depth| depth <= 28), "lazy, depth-limited, CB tree: {depths:?}");
+    assert!(depths.iter().all(|&depth| depth <= all_or_few(28, 9)), "lazy, depth-limited, CB tree: {depths:?}");
     // Preferring a zig-zag that gains less than a zig leaves two more levels for each batch. Not for use with batches.
-    assert!(check::<LazyAsPrinted>() > 400);
+    assert!(check::<LazyAsPrinted>() > all_or_few(400, 9));
 }
 
 #[test]
 fn hot_keys_rise_with_batches_alone() {
     fn check<R: RotationRule + Default>() {
-        let mut tree: CountingTree<u64, (), R> = (0..4096).map(|key| (key, ())).collect();
-        for _ in 0..100 {
-            tree.touch_sorted([(17, 100), (1234, 100), (4000, 100)]);
+        const HOT: [u64; 3] = all_or_few([17, 1234, 4000], [17, 44, 58]);
+        let mut tree: CountingTree<u64, (), R> = (0..all_or_few(4096, 64)).map(|key| (key, ())).collect();
+        for _ in 0..all_or_few(100, 10) {
+            tree.touch_sorted(HOT.map(|key| (key, 100)));
         }
         tree.check_invariants();
-        for key in [17, 1234, 4000] {
+        for key in HOT {
             assert!(tree.depth(&key) <= Some(4), "key {key} is at {:?}", tree.depth(&key));
         }
     }
@@ -114,9 +280,9 @@ fn every_step_of_a_batch_lowers_the_weighted_path_length() {
         rotating_steps: u64,
     }
     impl RotationRule for Watched {
-        fn after_hit<K, V>(&mut self, _: &mut crate::Climb<'_, K, V>) {}
-        fn after_insert<K, V>(&mut self, _: &mut crate::Climb<'_, K, V>) {}
-        fn after_batch<K, V>(&mut self, climb: &mut crate::Climb<'_, K, V>, reached: [bool; 2]) {
+        fn after_hit<K, V>(&mut self, _: &mut Climb<'_, K, V>) {}
+        fn after_insert<K, V>(&mut self, _: &mut Climb<'_, K, V>) {}
+        fn after_batch<K, V>(&mut self, climb: &mut Climb<'_, K, V>, reached: [bool; 2]) {
             assert_eq!(climb.depth(), 0);
             let (before, rotations) = (super::weighted_path_length(climb.nodes), *climb.rotations);
             Lazy.after_batch(climb, reached);
@@ -130,19 +296,20 @@ fn every_step_of_a_batch_lowers_the_weighted_path_length() {
     }
     let mut random = SplitMix(22);
     let mut tree: CountingTree<u64, (), Watched> = CountingTree::default();
-    for _ in 0..200 {
-        tree.touch_sorted(random_batch(&mut random, 300, 20, 50));
+    for _ in 0..all_or_few(200, 15) {
+        tree.touch_sorted(random_batch(&mut random, all_or_few(300, 40), all_or_few(20, 8), 50));
     }
     tree.check_invariants();
-    assert!(tree.rule().rotating_steps > 100);
+    assert!(tree.rule().rotating_steps > all_or_few(100, 10));
 }
 
 #[test]
 fn a_chain_costs_a_batch_time_but_no_stack() {
-    let mut tree: CountingTree<u64, (), NoRotation> = (0..20_000).map(|key| (key, ())).collect();
-    tree.touch_sorted([(0, 1), (19_999, 1), (20_000, 1)]);
+    const KEYS: u64 = all_or_few(20_000, 50);
+    let mut tree: CountingTree<u64, (), NoRotation> = (0..KEYS).map(|key| (key, ())).collect();
+    tree.touch_sorted([(0, 1), (KEYS - 1, 1), (KEYS, 1)]);
     tree.check_invariants();
-    assert_eq!((tree.weight(&19_999), tree.depth(&20_000)), (Some(2), Some(20_000)));
+    assert_eq!((tree.weight(&(KEYS - 1)), tree.depth(&KEYS)), (Some(2), Some(KEYS as usize)));
 }
 
 #[test]
@@ -179,4 +346,85 @@ fn a_refused_batch_counts_nothing() {
     assert!(outcome.is_err());
     assert_eq!(tree.total_weight(), 10);
     tree.check_invariants();
+}
+
+#[test]
+fn a_batch_hands_out_each_value_once() {
+    fn check<R: RotationRule + Default>(half_life: Option<NonZeroU32>, heaviest: u64) {
+        let mut random = SplitMix(23);
+        let mut with_values: CountingTree<u64, u64, R> = CountingTree::with_rule(R::default(), half_life);
+        let mut without: CountingTree<u64, u64, R> = CountingTree::with_rule(R::default(), half_life);
+        let mut model: BTreeMap<u64, u64> = BTreeMap::new();
+        let keys = all_or_few(500, 20);
+        for round in 1..all_or_few(60, 6) {
+            let length = all_or_few([0, 1, 3, 40, 400], [0, 1, 3, 8, 20])[round as usize % 5];
+            let batch = random_batch(&mut random, keys, length, heaviest);
+            for &key in batch.keys() {
+                let value = model.entry(key).or_default();
+                *value = *value * 3 + round;
+            }
+            let mut seen = Vec::new();
+            with_values.touch_sorted_with(batch.clone(), |key, value| {
+                seen.push(*key);
+                *value = *value * 3 + round;
+            });
+            seen.sort_unstable();
+            assert!(seen.iter().eq(batch.keys()), "round {round}: {seen:?}");
+            without.touch_sorted(batch);
+
+            with_values.check_invariants();
+            assert!(with_values.iter().eq(&model), "round {round}");
+            // To hand out values changes nothing else.
+            assert!(with_values.weights().eq(without.weights()), "round {round}");
+            assert_eq!(with_values.shape(), without.shape(), "round {round}");
+            let gone = random.next() % keys;
+            assert_eq!(with_values.remove(&gone), model.remove(&gone));
+            without.remove(&gone);
+            with_values.advance(1);
+            without.advance(1);
+        }
+    }
+    fn check_all<R: RotationRule + Default>() {
+        check::<R>(None, 9);
+        check::<R>(NonZeroU32::new(3), 9);
+        // So heavy that keys of a batch are counted one by one.
+        check::<R>(None, u64::MAX >> 9);
+    }
+    check_all::<Splay>();
+    if cfg!(miri) {
+        return;
+    }
+    check_all::<Lazy>();
+    check_all::<CbTree>();
+    check_all::<NoRotation>();
+}
+
+#[test]
+fn a_tree_filled_by_batches_keeps_little_room_in_reserve() {
+    let mut tree: CountingTree<u64> = CountingTree::new();
+    for batch in 0..all_or_few(2000_u64, 8) {
+        tree.touch_sorted((0..all_or_few(50, 10)).map(|key| (key * 2000 + batch, 1)));
+        assert!(tree.nodes.capacity() <= tree.len() + tree.len() / 8 + 50, "{} keys", tree.len());
+    }
+}
+
+#[test]
+fn a_call_that_panics_leaves_a_valid_tree() {
+    let mut random = SplitMix(24);
+    const KEYS: u64 = all_or_few(200, 20);
+    for calls in (0..KEYS as usize * 3 / 2).step_by(all_or_few(1, 10)) {
+        let mut tree: CountingTree<u64, u64> = CountingTree::new();
+        tree.touch_sorted((0..KEYS).map(|key| (key * 2, key)));
+        let batch: BTreeMap<u64, u64> = (0..2 * KEYS).map(|key| (key, random.next() % 9)).collect();
+        let mut left = calls;
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            tree.touch_sorted_with(batch, |_, value| {
+                left = usize::checked_sub(left, 1).expect("the last call that was asked for");
+                *value += 1;
+            });
+        }));
+        assert!(outcome.is_err());
+        tree.check_invariants();
+        assert_eq!(tree.values().sum::<u64>(), calls as u64);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use super::SplitMix;
+use super::{SplitMix, all_or_few};
 use crate::node::Node;
 use crate::{
     CbTree, Climb, CountingTree, DepthLimited, Lazy, LazyAsPrinted, NoRotation, RotationRule, SemiSplay, Splay,
@@ -12,12 +12,15 @@ use crate::{
 macro_rules! for_every_rule {
     ($check:ident) => {
         $check::<Lazy>();
-        $check::<LazyAsPrinted>();
-        $check::<DepthLimited<Lazy>>();
         $check::<CbTree>();
-        $check::<SemiSplay>();
         $check::<Splay>();
-        $check::<NoRotation>();
+        if !cfg!(miri) {
+            // They differ from the above in what they decide, not in what they touch.
+            $check::<LazyAsPrinted>();
+            $check::<DepthLimited<Lazy>>();
+            $check::<SemiSplay>();
+            $check::<NoRotation>();
+        }
     };
 }
 
@@ -30,7 +33,9 @@ fn skewed_accesses(seed: u64, keys: u64, count: usize, heaviest: u64) -> Vec<(u6
 fn order_and_sums_hold_after_every_operation() {
     fn check<R: RotationRule + Default>() {
         let mut tree: CountingTree<u64, (), R> = CountingTree::default();
-        for (step, (key, weight)) in skewed_accesses(11, 120, 1500, 3).into_iter().enumerate() {
+        for (step, (key, weight)) in
+            skewed_accesses(11, all_or_few(120, 20), all_or_few(1500, 50), 3).into_iter().enumerate()
+        {
             match step % 7 {
                 6 => drop(tree.remove(&key)),
                 5 => drop(tree.access(&key, weight)),
@@ -53,7 +58,7 @@ fn counts_do_not_depend_on_the_order_of_accesses() {
         tree.weights().map(|(key, weight)| (*key, weight)).collect()
     }
     fn check<R: RotationRule + Default>() {
-        let mut accesses = skewed_accesses(6, 200, 2000, 4);
+        let mut accesses = skewed_accesses(6, all_or_few(200, 20), all_or_few(2000, 25), 4);
         let expected = count::<Lazy>(&accesses);
         let mut random = SplitMix(7);
         for _ in 0..3 {
@@ -70,7 +75,7 @@ fn counts_do_not_depend_on_the_order_of_accesses() {
 fn top_k_equals_a_sort() {
     fn check<R: RotationRule + Default>() {
         let mut tree: CountingTree<u64, (), R> = CountingTree::default();
-        for (key, weight) in skewed_accesses(8, 3000, 20_000, 2) {
+        for (key, weight) in skewed_accesses(8, all_or_few(3000, 60), all_or_few(20_000, 80), 2) {
             tree.touch(key, weight);
         }
         let mut sorted: Vec<_> = tree.weights().collect();
@@ -86,13 +91,13 @@ fn top_k_equals_a_sort() {
 #[test]
 fn weights_scaled_by_a_power_of_two_make_the_same_shape() {
     fn check<R: RotationRule + Default>() {
-        for shift in [1, 7, 40] {
+        for &shift in all_or_few(&[1, 7, 40][..], &[7]) {
             let (mut plain, mut scaled): (CountingTree<u64, (), R>, CountingTree<u64, (), R>) = Default::default();
-            for (key, weight) in skewed_accesses(3, 500, 5000, 4) {
+            for (key, weight) in skewed_accesses(3, all_or_few(500, 30), all_or_few(5000, 50), 4) {
                 plain.touch(key, weight);
                 scaled.touch(key, weight << shift);
             }
-            let batch = || (0..700).step_by(3).map(|key| (key, key % 50));
+            let batch = || (0..all_or_few(700, 50)).step_by(3).map(|key| (key, key % 50));
             plain.touch_sorted(batch());
             scaled.touch_sorted(batch().map(|(key, weight)| (key, weight << shift)));
             assert_eq!(plain.shape(), scaled.shape());
@@ -103,9 +108,11 @@ fn weights_scaled_by_a_power_of_two_make_the_same_shape() {
     for_every_rule!(check);
 }
 
-/// The greatest depth after inserting 20,000 keys in each of four bad orders.
+const ORDERED_KEYS: u32 = all_or_few(20_000, 24);
+
+/// The greatest depth after inserting keys in each of four bad orders.
 fn depths_after_ordered_insertions<R: RotationRule + Default>() -> [usize; 4] {
-    const KEYS: u32 = 20_000;
+    const KEYS: u32 = ORDERED_KEYS;
     fn depth<R: RotationRule + Default>(keys: impl Iterator<Item = u32>) -> usize {
         let mut tree: CountingTree<u32, (), R> = CountingTree::default();
         for key in keys {
@@ -132,12 +139,18 @@ fn ordered_insertions_keep_the_counting_rules_shallow() {
         depths_after_ordered_insertions::<LazyAsPrinted>(),
         depths_after_ordered_insertions::<DepthLimited<Lazy>>(),
     ] {
-        assert!(depths.iter().all(|&depth| depth <= 20), "ascending, descending, zig-zag, middle-out: {depths:?}");
+        assert!(
+            depths.iter().all(|&depth| depth <= all_or_few(20, 9)),
+            "ascending, descending, zig-zag, middle-out: {depths:?}"
+        );
     }
     let depths = depths_after_ordered_insertions::<CbTree>();
-    assert!(depths.iter().all(|&depth| depth <= 28), "ascending, descending, zig-zag, middle-out: {depths:?}");
+    assert!(
+        depths.iter().all(|&depth| depth <= all_or_few(28, 12)),
+        "ascending, descending, zig-zag, middle-out: {depths:?}"
+    );
     // What the others are compared with: a splay tree of ascending keys is a chain.
-    assert_eq!(depths_after_ordered_insertions::<Splay>()[0], 19_999);
+    assert_eq!(depths_after_ordered_insertions::<Splay>()[0], ORDERED_KEYS as usize - 1);
 }
 
 /// `Σ log₂ W` over all nodes.
@@ -162,7 +175,8 @@ impl WatchedPotential {
 
     fn check(&mut self, before: f64, after: f64, rotations: u64) {
         if rotations == 0 {
-            assert_eq!(before.to_bits(), after.to_bits());
+            // The same weights. Under Miri the same logarithm differs from call to call.
+            assert!((before - after).abs() <= all_or_few(0.0, 1e-9), "the potential changed by {}", after - before);
         } else {
             assert!(rotations <= 2, "more than one double rotation");
             assert!(before - after >= self.least_fall - 1e-9, "the potential fell by {}", before - after);
@@ -198,31 +212,36 @@ impl RotationRule for WatchedPotential {
 #[test]
 fn every_step_of_the_cb_tree_lowers_the_potential() {
     assert!((WatchedPotential::new(CbTree::default()).least_fall - 0.526).abs() < 0.001);
-    for (numerator, denominator) in [(3, 5), (501, 1000), (2, 3), (9, 10)] {
+    for &(numerator, denominator) in all_or_few(&[(3, 5), (501, 1000), (2, 3), (9, 10)][..], &[(3, 5), (501, 1000)]) {
         let rule = WatchedPotential::new(CbTree::with_threshold(numerator, denominator));
         let mut tree: CountingTree<u64, (), WatchedPotential> = CountingTree::with_rule(rule, None);
-        for key in 0..100 {
+        let keys = all_or_few(250, 25);
+        for key in 0..keys * 2 / 5 {
             tree.touch(key, 1);
         }
-        for (key, weight) in skewed_accesses(4, 250, 3000, 4) {
+        for (key, weight) in skewed_accesses(4, keys, all_or_few(3000, 40), 4) {
             // A weight of 0 has no logarithm.
             tree.touch(key, weight + 1);
         }
         let mut random = SplitMix(5);
-        for _ in 0..50 {
-            let first = random.next() % 250;
-            tree.touch_sorted((first..300).step_by(13).map(|key| (key, 1 + random.next() % 300)));
+        for _ in 0..all_or_few(50, 3) {
+            let first = random.next() % keys;
+            tree.touch_sorted((first..keys + 50).step_by(13).map(|key| (key, 1 + random.next() % 300)));
         }
         tree.check_invariants();
-        assert!(tree.rule().steps_that_rotated > 50, "{numerator}/{denominator} rotated too little to show anything");
+        assert!(
+            tree.rule().steps_that_rotated > all_or_few(50, 3),
+            "{numerator}/{denominator} rotated too little to show anything"
+        );
     }
 }
 
 #[test]
 fn a_replayed_pass_brings_the_cb_tree_to_rest() {
-    let accesses = skewed_accesses(2, 4096, 50_000, 0);
+    let accesses = skewed_accesses(2, all_or_few(4096, 16), all_or_few(50_000, 40), 0);
     let mut tree: CountingTree<u64, (), CbTree> = CountingTree::default();
-    let rotations: Vec<u64> = (0..40)
+    const PASSES: usize = all_or_few(40, 8);
+    let rotations: Vec<u64> = (0..PASSES)
         .map(|_| {
             let before = tree.rotations();
             for &(key, _) in &accesses {
@@ -231,8 +250,8 @@ fn a_replayed_pass_brings_the_cb_tree_to_rest() {
             tree.rotations() - before
         })
         .collect();
-    assert!(rotations[0] > 100, "{rotations:?}");
-    assert_eq!(rotations[30..], [0; 10], "{rotations:?}");
+    assert!(rotations[0] > all_or_few(100, 0), "{rotations:?}");
+    assert_eq!(rotations[PASSES * 3 / 4..], [0; PASSES / 4], "{rotations:?}");
 }
 
 #[test]
@@ -247,7 +266,7 @@ fn without_a_rotation_the_depth_in_a_cb_tree_is_within_its_bound() {
     }
     let mut tree: CountingTree<u64, (), CbTree> = CountingTree::default();
     let (mut checked, mut tight) = (0, 0);
-    for (key, _) in skewed_accesses(9, 2000, 60_000, 0) {
+    for (key, _) in skewed_accesses(9, all_or_few(2000, 30), all_or_few(60_000, 150), 0) {
         let before = tree.rotations();
         tree.touch(key, 1);
         if tree.rotations() == before {
@@ -259,7 +278,10 @@ fn without_a_rotation_the_depth_in_a_cb_tree_is_within_its_bound() {
             tight += u64::from(depth + 6 >= bound);
         }
     }
-    assert!(checked > 50_000 && tight > 100, "{checked} accesses without a rotation, {tight} near the bound");
+    assert!(
+        checked > all_or_few(50_000, 100) && tight > all_or_few(100, 10),
+        "{checked} accesses without a rotation, {tight} near the bound"
+    );
 }
 
 #[test]
@@ -277,25 +299,27 @@ fn a_threshold_of_one_is_refused() {
 #[test]
 fn splaying_brings_every_key_to_the_root() {
     let mut tree: CountingTree<u64, (), Splay> = CountingTree::default();
-    for (key, weight) in skewed_accesses(12, 300, 2000, 3) {
+    for (key, weight) in skewed_accesses(12, all_or_few(300, 30), all_or_few(2000, 50), 3) {
         tree.touch(key, weight);
         assert_eq!(tree.depth(&key), Some(0));
     }
     // A full splay halves the depth of what it passed: a chain is gone after a few.
-    let mut chain: CountingTree<u64, (), Splay> = (0..1024).map(|key| (key, ())).collect();
-    assert_eq!(chain.depth_statistics().maximum, 1023);
+    const CHAIN: usize = all_or_few(1024, 32);
+    let mut chain: CountingTree<u64, (), Splay> = (0..CHAIN as u64).map(|key| (key, ())).collect();
+    assert_eq!(chain.depth_statistics().maximum, CHAIN - 1);
     chain.touch(0, 1);
-    assert!(chain.depth_statistics().maximum <= 513);
+    assert!(chain.depth_statistics().maximum <= CHAIN / 2 + 1);
 }
 
 #[test]
 fn semi_splaying_halves_a_chain_and_no_rotation_leaves_it() {
-    let mut plain: CountingTree<u64, (), NoRotation> = (0..1000).map(|key| (key, ())).collect();
-    plain.touch(999, 1_000_000);
-    assert_eq!((plain.rotations(), plain.depth(&999)), (0, Some(999)));
+    const LAST: u64 = all_or_few(999, 49);
+    let mut plain: CountingTree<u64, (), NoRotation> = (0..=LAST).map(|key| (key, ())).collect();
+    plain.touch(LAST, 1_000_000);
+    assert_eq!((plain.rotations(), plain.depth(&LAST)), (0, Some(LAST as usize)));
 
     let mut semi: CountingTree<u64, (), SemiSplay> = CountingTree::default();
-    for (key, weight) in skewed_accesses(13, 300, 2000, 3) {
+    for (key, weight) in skewed_accesses(13, all_or_few(300, 30), all_or_few(2000, 50), 3) {
         let before = tree_depth(&semi, key);
         semi.touch(key, weight);
         assert!(before.is_none_or(|before| tree_depth(&semi, key) <= Some(before.div_ceil(2))));

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::string::String;
 use std::vec::Vec;
 
-use super::SplitMix;
+use super::{SplitMix, all_or_few};
 use crate::{CountingTree, Entry, MAX_TOTAL_WEIGHT};
 
 #[test]
@@ -66,11 +66,11 @@ fn access_counts_only_what_is_there() {
 
 #[test]
 fn remove_every_key_in_every_kind_of_place() {
-    let keys = 60_u64;
-    for seed in 0..20 {
+    let keys = all_or_few(60, 12);
+    for seed in 0..all_or_few(20, 2) {
         let mut random = SplitMix(seed);
         let mut tree: CountingTree<u64, u64> = CountingTree::new();
-        for _ in 0..300 {
+        for _ in 0..5 * keys {
             tree.touch(random.next() % keys, random.next() % 9);
         }
         while !tree.is_empty() {
@@ -123,16 +123,17 @@ fn iteration_meets_in_the_middle() {
 
 #[test]
 fn ranges_and_their_weights() {
+    const KEYS: i32 = all_or_few(40, 4);
     let mut tree: CountingTree<i32> = CountingTree::new();
-    for key in 0..40 {
+    for key in 0..KEYS {
         tree.touch(key * 10, key as u64);
     }
     let bounds = |at: i32| [Bound::Included(at), Bound::Excluded(at), Bound::Unbounded];
-    for start in (-5..405).step_by(5) {
-        for end in (-5..405).step_by(35) {
+    for start in (-5..KEYS * 10 + 5).step_by(5) {
+        for end in (-5..KEYS * 10 + 5).step_by(35) {
             for range in bounds(start).into_iter().flat_map(|low| bounds(end).map(|high| (low, high))) {
                 use std::ops::RangeBounds;
-                let expected: Vec<i32> = (0..40).map(|key| key * 10).filter(|key| range.contains(key)).collect();
+                let expected: Vec<i32> = (0..KEYS).map(|key| key * 10).filter(|key| range.contains(key)).collect();
                 let weight: u64 = expected.iter().map(|&key| key as u64 / 10).sum();
                 assert!(tree.range(range).map(|(key, ())| *key).eq(expected.iter().copied()), "{range:?}");
                 assert!(tree.range(range).rev().map(|(key, ())| *key).eq(expected.into_iter().rev()), "{range:?}");
@@ -140,14 +141,15 @@ fn ranges_and_their_weights() {
             }
         }
     }
-    assert_eq!((tree.first_key_value(), tree.last_key_value()), (Some((&0, &())), Some((&390, &()))));
+    assert_eq!((tree.first_key_value(), tree.last_key_value()), (Some((&0, &())), Some((&(KEYS * 10 - 10), &()))));
 }
 
 #[test]
 fn clear_keeps_memory_and_nothing_else() {
-    let mut tree: CountingTree<u64> = (0..1000).map(|key| (key, ())).collect();
+    const KEYS: usize = all_or_few(1000, 60);
+    let mut tree: CountingTree<u64> = (0..KEYS as u64).map(|key| (key, ())).collect();
     let bytes = tree.memory_bytes();
-    assert!((40_000..200_000).contains(&bytes), "{bytes} bytes for 1,000 keys");
+    assert!((40 * KEYS..200 * KEYS).contains(&bytes), "{bytes} bytes for {KEYS} keys");
     tree.clear();
     assert_eq!((tree.len(), tree.total_weight(), tree.memory_bytes()), (0, 0, bytes));
     tree.check_invariants();
@@ -262,17 +264,18 @@ fn both_ends_can_be_popped_until_nothing_is_left() {
 #[test]
 fn what_is_retained_keeps_its_weight_and_is_balanced() {
     let mut tree: CountingTree<u64, u64> = CountingTree::new();
-    tree.touch_sorted((0..1000).map(|key| (key, key % 7)));
+    const KEYS: u64 = all_or_few(1000, 60);
+    tree.touch_sorted((0..KEYS).map(|key| (key, key % 7)));
     tree.retain(|_, _| true);
-    assert_eq!(tree.len(), 1000);
+    assert_eq!(tree.len(), KEYS as usize);
     tree.retain(|key, value| {
         *value = *key;
         key % 4 == 1
     });
     tree.check_invariants();
     assert!(tree.weights().all(|(key, weight)| weight == key % 7));
-    assert!(tree.iter().map(|(key, value)| (*key, *value)).eq((1..1000).step_by(4).map(|key| (key, key))));
-    assert!(tree.depth_statistics().maximum <= 12);
+    assert!(tree.iter().map(|(key, value)| (*key, *value)).eq((1..KEYS).step_by(4).map(|key| (key, key))));
+    assert!(tree.depth_statistics().maximum <= all_or_few(12, 8));
     tree.retain(|_, _| false);
     assert!(tree.is_empty());
     assert!(tree.touch(1, 1));
@@ -292,7 +295,7 @@ fn hot_runs_end_at_gaps_and_at_the_greatest_key() {
 fn every_unit_of_weight_selects_its_key() {
     let mut tree: CountingTree<u64> = CountingTree::new();
     let mut random = SplitMix(31);
-    for _ in 0..500 {
+    for _ in 0..all_or_few(500, 100) {
         tree.touch(random.skewed(80), random.next() % 3);
     }
     let mut position = 0;

@@ -13,6 +13,8 @@ mod top;
 use std::vec;
 use std::vec::Vec;
 
+use proptest::test_runner::Config as ProptestConfig;
+
 use crate::node::{NIL, Node};
 use crate::{CountingTree, MAX_TOTAL_WEIGHT};
 
@@ -69,6 +71,18 @@ impl<K: Ord, V, R> CountingTree<K, V, R> {
     pub(crate) fn shape(&self) -> Vec<usize> {
         self.keys().map(|key| self.depth(key).expect("the key is there")).collect()
     }
+}
+
+/// How much of a test to run: all of it, or few steps on few keys under Miri, which takes some hundred times as long. What
+/// comes of many is looked at in the ordinary runs.
+pub(crate) const fn all_or_few<T: Copy>(all: T, few: T) -> T {
+    if cfg!(miri) { few } else { all }
+}
+
+/// The same for random operations. Miri keeps tests away from the file system, in which failures would be remembered; they
+/// come again with the same seed of Miri.
+pub(crate) fn all_or_few_cases(all: ProptestConfig) -> ProptestConfig {
+    if cfg!(miri) { ProptestConfig { cases: 2, failure_persistence: None, ..all } } else { all }
 }
 
 /// The sum of weight times depth, by another way than `DepthStatistics`: each weight is in one sum per ancestor.

@@ -10,6 +10,7 @@ use std::vec::Vec;
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
+use super::{all_or_few, all_or_few_cases};
 use crate::decay::Decay;
 use crate::{
     CbTree, CountingTree, DepthLimited, Lazy, LazyAsPrinted, MAX_TOTAL_WEIGHT, NoRotation, RotationRule, SemiSplay,
@@ -46,7 +47,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         4 => prop_oneof![0..10_u64, 0..400_u64].prop_map(Operation::Advance),
         2 => (0..300_usize).prop_map(Operation::Top),
         2 => (any::<u8>(), any::<u8>()).prop_map(|(start, end)| Operation::Range(start, end)),
-        4 => btree_map(any::<u8>(), weight, 0..40).prop_map(Operation::Batch),
+        4 => btree_map(any::<u8>(), weight, 0..all_or_few(40, 6)).prop_map(Operation::Batch),
         6 => (any::<u8>(), any::<u32>()).prop_map(|(key, value)| Operation::Entry(key, value)),
         1 => Just(Operation::PopFirst),
         1 => Just(Operation::PopLast),
@@ -191,49 +192,55 @@ fn run<R: RotationRule + Default>(half_life: Option<NonZeroU32>, operations: Vec
     }
 }
 
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    vec(operation(), 0..all_or_few(400, 16))
+}
+
 fn half_life() -> impl Strategy<Value = Option<NonZeroU32>> {
     (0..9_u32).prop_map(NonZeroU32::new)
 }
 
 proptest! {
+    #![proptest_config(all_or_few_cases(ProptestConfig::default()))]
+
     #[test]
-    fn the_lazy_rule_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+    fn the_lazy_rule_against_the_model(half_life in half_life(), operations in operations()) {
         run::<Lazy>(half_life, operations);
     }
 
     #[test]
-    fn the_rule_as_printed_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+    fn the_rule_as_printed_against_the_model(half_life in half_life(), operations in operations()) {
         run::<LazyAsPrinted>(half_life, operations);
     }
 
     #[test]
-    fn the_depth_rule_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+    fn the_depth_rule_against_the_model(half_life in half_life(), operations in operations()) {
         run::<DepthLimited<Lazy>>(half_life, operations);
     }
 
     #[test]
-    fn the_cb_tree_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+    fn the_cb_tree_against_the_model(half_life in half_life(), operations in operations()) {
         run::<CbTree>(half_life, operations);
     }
 
     #[test]
-    fn splaying_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+    fn splaying_against_the_model(half_life in half_life(), operations in operations()) {
         run::<Splay>(half_life, operations);
     }
 
     #[test]
-    fn semi_splaying_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+    fn semi_splaying_against_the_model(half_life in half_life(), operations in operations()) {
         run::<SemiSplay>(half_life, operations);
     }
 
     #[test]
-    fn no_rotation_against_the_model(half_life in half_life(), operations in vec(operation(), 0..400)) {
+    fn no_rotation_against_the_model(half_life in half_life(), operations in operations()) {
         run::<NoRotation>(half_life, operations);
     }
 
     /// Keys and values that own memory, so that Miri or a leak checker has something to find.
     #[test]
-    fn owned_keys_against_the_model(steps in vec((any::<bool>(), "[a-c]{0,3}"), 0..200)) {
+    fn owned_keys_against_the_model(steps in vec((any::<bool>(), "[a-c]{0,3}"), 0..all_or_few(200, 16))) {
         let mut tree: CountingTree<String, String> = CountingTree::new();
         let mut model: BTreeMap<String, String> = BTreeMap::new();
         for (insert, key) in steps {

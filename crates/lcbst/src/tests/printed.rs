@@ -5,7 +5,7 @@
 use std::vec::Vec;
 
 use super::printed_tables::{Failure, Flaw, PrintedNode, PrintedTree};
-use super::{SplitMix, weighted_path_length};
+use super::{SplitMix, all_or_few, weighted_path_length};
 use crate::node::Node;
 use crate::{CountingTree, DepthLimited, Lazy, LazyAsPrinted, NoRotation, RotationRule, SemiSplay};
 
@@ -57,8 +57,9 @@ fn a_hit_is_counted_before_it_rotates() {
         assert_eq!(printed.inject(key), Ok(false));
     }
     assert_eq!(printed.wrong_sums(), 0, "nothing has rotated yet");
-    for _ in 0..2000 {
-        printed.inject(random.skewed(200) as u32 * 37 % 200).expect("all that stops a run is repaired");
+    let keys = all_or_few(200, 40);
+    for _ in 0..all_or_few(2000, 200) {
+        printed.inject(random.skewed(keys) as u32 * 37 % keys as u32).expect("all that stops a run is repaired");
     }
     let (wrong, nodes) = (printed.wrong_sums(), printed.nodes.len());
     assert!(wrong > nodes / 4, "{wrong} of {nodes} nodes with wrong sums");
@@ -115,10 +116,10 @@ fn mirrored_accesses_make_a_mirrored_tree() {
     assert_eq!(ascending, 99, "a chain");
 
     fn check<R: RotationRule + Default>() {
-        let accesses: Vec<i64> = (0..2000_i64).map(|step| (step * step * 31 + step * 7) % 211).collect();
+        let accesses = (0..all_or_few(2000_i64, 60)).map(|step| (step * step * 31 + step * 7) % all_or_few(211, 31));
         let mut straight: CountingTree<i64, (), R> = CountingTree::default();
         let mut mirrored: CountingTree<i64, (), R> = CountingTree::default();
-        for &key in &accesses {
+        for key in accesses {
             straight.touch(key, 1);
             mirrored.touch(-key, 1);
             assert_eq!(straight.rotations(), mirrored.rotations());

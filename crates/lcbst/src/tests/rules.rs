@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use super::{SplitMix, weighted_path_length};
+use super::{SplitMix, all_or_few, weighted_path_length};
 use crate::rule::{lazy_step, lazy_step_as_printed};
 use crate::{Climb, CountingTree, DepthLimited, Lazy, LocalWeights, RotationRule, Side};
 
@@ -78,14 +78,18 @@ fn every_lazy_step_lowers_the_weighted_path_length() {
     fn check<const AS_PRINTED: bool>(seed: u64) {
         let mut tree: CountingTree<u64, (), Watched<AS_PRINTED>> = CountingTree::default();
         let mut random = SplitMix(seed);
-        for _ in 0..4000 {
-            let key = random.skewed(300) * 7919 % 300;
+        let keys = all_or_few(300, 30);
+        for _ in 0..all_or_few(4000, 100) {
+            let key = random.skewed(keys) * 7919 % keys;
             tree.touch(key, random.next() % 4);
         }
         tree.check_invariants();
-        assert!(tree.rule().steps_that_rotated > 100, "seed {seed} rotated too little to show anything");
+        assert!(
+            tree.rule().steps_that_rotated > all_or_few(100, 10),
+            "seed {seed} rotated too little to show anything"
+        );
     }
-    for seed in 0..5 {
+    for seed in 0..all_or_few(5, 1) {
         check::<false>(seed);
         check::<true>(seed);
     }
@@ -93,19 +97,21 @@ fn every_lazy_step_lowers_the_weighted_path_length() {
 
 #[test]
 fn a_hit_makes_at_most_one_single_or_double_rotation() {
-    let mut tree: CountingTree<u64> = (0..1000).map(|key| (key, ())).collect();
+    let keys = all_or_few(1000, 30);
+    let mut tree: CountingTree<u64> = (0..keys).map(|key| (key, ())).collect();
     let mut random = SplitMix(1);
-    for _ in 0..20_000 {
+    for _ in 0..all_or_few(20_000, 100) {
         let before = tree.rotations();
-        tree.touch(random.skewed(1000) * 7919 % 1000, 1);
+        tree.touch(random.skewed(keys) * 7919 % keys, 1);
         assert!(tree.rotations() - before <= 2);
     }
 }
 
 #[test]
 fn a_replayed_pass_rotates_on_few_accesses() {
-    let mut random = SplitMix(2);
-    let pass: Vec<u64> = (0..50_000).map(|_| random.skewed(4096) * 2_654_435_761 % 4096).collect();
+    const ACCESSES: u64 = all_or_few(50_000, 40);
+    let (mut random, keys) = (SplitMix(2), all_or_few(4096, 16));
+    let pass: Vec<u64> = (0..ACCESSES).map(|_| random.skewed(keys) * 2_654_435_761 % keys).collect();
     let mut tree: CountingTree<u64> = CountingTree::new();
     let mut in_the_last_pass = 0;
     for _ in 0..10 {
@@ -115,18 +121,19 @@ fn a_replayed_pass_rotates_on_few_accesses() {
         }
         in_the_last_pass = tree.rotations() - before;
     }
-    assert!(in_the_last_pass < 50_000 / 200, "{in_the_last_pass} rotations in 50,000 accesses");
+    assert!(in_the_last_pass < ACCESSES / all_or_few(200, 20), "{in_the_last_pass} rotations in {ACCESSES} accesses");
 }
 
 #[test]
 fn hot_keys_are_near_the_root() {
-    let mut tree: CountingTree<u64> = (0..4096).map(|key| (key, ())).collect();
-    for _ in 0..1000 {
-        for key in [17, 1234, 4000] {
+    const HOT: [u64; 3] = all_or_few([17, 1234, 4000], [17, 44, 58]);
+    let mut tree: CountingTree<u64> = (0..all_or_few(4096, 64)).map(|key| (key, ())).collect();
+    for _ in 0..all_or_few(1000, 40) {
+        for key in HOT {
             tree.touch(key, 1);
         }
     }
-    for key in [17, 1234, 4000] {
+    for key in HOT {
         assert!(tree.depth(&key).is_some_and(|depth| depth <= 4), "key {key} is at {:?}", tree.depth(&key));
     }
 }
@@ -143,31 +150,33 @@ fn chain<R: RotationRule + Default>(keys: u32) -> CountingTree<u32, (), R> {
 
 #[test]
 fn the_depth_rule_lifts_what_is_deeper_than_twice_the_logarithm() {
-    let mut limited = chain::<DepthLimited<Lazy>>(1024);
-    // 2·log2(1024) = 20: not deeper than that, and nothing to gain without weight.
-    limited.touch(20, 0);
+    const KEYS: u32 = all_or_few(1024, 32);
+    let mut limited = chain::<DepthLimited<Lazy>>(KEYS);
+    // Not deeper than that, and nothing to gain without weight.
+    limited.touch(2 * KEYS.ilog2(), 0);
     assert_eq!(limited.rotations(), 0);
-    limited.touch(21, 0);
+    limited.touch(2 * KEYS.ilog2() + 1, 0);
     assert!(limited.rotations() > 0);
     limited.check_invariants();
 
-    limited.touch(1023, 1);
+    limited.touch(KEYS - 1, 1);
     limited.check_invariants();
-    assert!(limited.depth_statistics().maximum < 600, "a semi-splay halves the depth of its path");
+    assert!(limited.depth_statistics().maximum < all_or_few(600, 24), "a semi-splay halves the depth of its path");
 
-    let mut unlimited = chain::<Lazy>(1024);
-    unlimited.touch(1023, 0);
+    let mut unlimited = chain::<Lazy>(KEYS);
+    unlimited.touch(KEYS - 1, 0);
     assert_eq!(unlimited.rotations(), 0, "off by default");
 }
 
 #[test]
 fn a_chain_costs_time_but_no_stack() {
-    let mut tree = chain::<Lazy>(20_000);
+    const KEYS: u32 = all_or_few(20_000, 50);
+    let mut tree = chain::<Lazy>(KEYS);
     tree.check_invariants();
-    assert_eq!(tree.clone().into_iter().count(), 20_000);
-    assert_eq!(tree.iter().rev().count(), 20_000);
-    assert_eq!(tree.hottest().count(), 20_000);
-    tree.touch(19_999, 1);
+    assert_eq!(tree.clone().into_iter().count(), KEYS as usize);
+    assert_eq!(tree.iter().rev().count(), KEYS as usize);
+    assert_eq!(tree.hottest().count(), KEYS as usize);
+    tree.touch(KEYS - 1, 1);
     assert_eq!(tree.remove(&0), Some(()));
     tree.check_invariants();
 }
@@ -196,8 +205,8 @@ impl RotationRule for Random {
 fn no_rule_can_break_the_tree() {
     let mut tree: CountingTree<u64, u64, Random> = CountingTree::with_rule(Random(SplitMix(4)), None);
     let mut random = SplitMix(5);
-    for step in 0..3000 {
-        let key = random.next() % 100;
+    for step in 0..all_or_few(3000, 60) {
+        let key = random.next() % all_or_few(100, 12);
         match random.next() % 3 {
             0 => drop(tree.insert(key, step)),
             1 => drop(tree.touch(key, random.next() % 9)),
@@ -205,7 +214,7 @@ fn no_rule_can_break_the_tree() {
         }
         tree.check_invariants();
     }
-    assert!(tree.rotations() > 1000);
+    assert!(tree.rotations() > all_or_few(1000, 20));
 }
 
 #[test]
