@@ -10,6 +10,7 @@
 //! - [`Memory`]: pages and the table of their sequence numbers, over memory that the caller owns.
 //! - [`Worker`]: picks pages by the pattern and writes them; its state can be saved and goes on identically.
 //! - [`Gate`]: stops all writers between two page writes, the only moment at which a check means anything.
+//! - [`Processes`]: instead of all that, several processes whose pages say whose they are.
 //!
 //! The library reads no clock, starts no thread and allocates no guest memory; its callers do.
 //!
@@ -36,6 +37,7 @@
 mod gate;
 mod memory;
 mod parameters;
+mod processes;
 mod random;
 mod raw;
 mod worker;
@@ -48,6 +50,7 @@ pub use memory::{
 pub use parameters::{
     BODY_CHUNKS, PAGES_MAX, ParameterError, Parameters, Pattern, THREADS_MAX, format_bytes, parse_bytes,
 };
+pub use processes::{FILE_PAGES, NamedPage, PROCESSES_MAX, PageOwner, Processes, SHARED_PAGES};
 pub use random::Random;
 pub use raw::words_from_raw;
 pub use worker::{Drive, StateError, Worker};

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::memory::PAGE_BYTES;
+use crate::processes;
 
 #[cfg(test)]
 pub(crate) use tests::any_parameters;
@@ -189,6 +190,8 @@ impl Parameters {
             "incompressible" => self.incompressible_percent = number("incompressible", value)?,
             "chunks" => self.chunks_per_write = number("chunks", value)?,
             "phase" => self.phase_writes = number("phase", value)?,
+            // For `Processes`.
+            other if processes::KEYS.contains(&other) => {}
             _ => return Err(ParameterError::UnknownKey { key: key.to_owned() }),
         }
         Ok(())

@@ -11,7 +11,7 @@ use vmferry_core::engine::{
     TargetOutcome,
 };
 use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun, PageSet, RamBlock, RamLayout};
-use vmferry_core::plan::{FixedCosts, Patience};
+use vmferry_core::plan::{AtRead, FixedCosts, Patience, PolicySpec};
 use vmferry_core::predict::{NoPrediction, Predictor, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
     Digests, FrameReader, FrameWriter, HEADER_BYTES, Header, Message, MigrationId, Pages, VERSION_MAX, Welcome,
@@ -37,6 +37,24 @@ impl Random {
 
     fn below(&mut self, end: u64) -> u64 {
         self.next() % end
+    }
+}
+
+/// Who predicts and who decides.
+#[derive(Debug, Clone, Copy)]
+struct Arm {
+    predict: bool,
+    policy: PolicySpec,
+}
+
+impl Arm {
+    const DEFAULT: Self = Self { predict: true, policy: PolicySpec::Vmferry };
+    const PLAIN: Self = Self { predict: false, policy: PolicySpec::Vmferry };
+
+    /// Each policy in turn, every other time without a predictor.
+    fn of(seed: u64) -> Self {
+        let policy = PolicySpec::ALL[(seed / 2 % PolicySpec::ALL.len() as u64) as usize];
+        Self { predict: seed.is_multiple_of(2), policy }
     }
 }
 
@@ -162,7 +180,8 @@ fn layout() -> RamLayout {
 }
 
 impl World {
-    fn new(seed: u64, guest: Guest, rate_bytes_per_s: f64, fault: Fault, predict: bool) -> Self {
+    fn new(seed: u64, guest: Guest, rate_bytes_per_s: f64, fault: Fault, arm: Arm) -> Self {
+        let Arm { predict, policy } = arm;
         let mut random = Random(seed);
         let bytes = (PAGES * PAGE_BYTES) as usize;
         let mut source_memory = vec![0; bytes];
@@ -188,7 +207,6 @@ impl World {
             observe: if predict { Duration::from_millis(50) } else { Duration::ZERO },
             verify,
             stall_timeout: Duration::from_millis(400),
-            patience: Patience { passes: 5, time: Duration::from_millis(500) },
             fixed: FixedCosts { time: Duration::from_millis(3), device_state_bytes: 100 },
         };
         let target = TargetConfig {
@@ -204,7 +222,11 @@ impl World {
             guest,
             rate_bytes_per_s,
             verify,
-            source: Source::new(config, predictor),
+            source: Source::new(
+                config,
+                predictor,
+                policy.build(Patience { passes: 5, time: Duration::from_millis(500) }),
+            ),
             source_memory,
             source_runs: true,
             written: PageSet::full(PAGES),
@@ -297,15 +319,24 @@ impl World {
         found.runs().collect()
     }
 
-    fn send_pages(&mut self, runs: &[PageRun], rearm: bool) -> SentPages {
+    fn send_pages(&mut self, runs: &[PageRun], at_read: AtRead) -> SentPages {
         let mut sent = SentPages::default();
         let mut zero = Vec::new();
         for page in runs.iter().flat_map(|run| run.pages()) {
             let run = PageRun::new(page.0, 1);
-            if rearm {
+            if at_read != AtRead::Ignore {
+                let mut was_written = false;
                 for found in self.scan_run(run).iter().flat_map(|run| run.pages()) {
-                    let to = if found == page { &mut sent.written } else { &mut sent.bystanders };
+                    was_written |= found == page;
+                    let to = match at_read {
+                        _ if found != page => &mut sent.bystanders,
+                        AtRead::Skip => &mut sent.skipped,
+                        AtRead::Rearm | AtRead::Ignore => &mut sent.written,
+                    };
                     to.push(PageRun::new(found.0, 1));
+                }
+                if was_written && at_read == AtRead::Skip {
+                    continue;
                 }
             }
             let at = (page.0 * PAGE_BYTES) as usize;
@@ -352,8 +383,8 @@ impl World {
                     let holes: Vec<PageRun> = self.discarded.runs().collect();
                     self.source.handle_holes(self.now, &holes);
                 }
-                Action::SendPages { runs, rearm } => {
-                    let sent = self.send_pages(&runs, rearm);
+                Action::SendPages { runs, at_read } => {
+                    let sent = self.send_pages(&runs, at_read);
                     self.source.handle_pages_sent(self.now, &sent);
                 }
                 Action::Pause => {
@@ -528,7 +559,7 @@ fn guest(random: &mut Random) -> Guest {
 fn undisturbed_migrations_complete_with_equal_memory() {
     for seed in 0..60 {
         let guest = guest(&mut Random(seed + 1000));
-        let (report, _) = World::new(seed, guest, 20e6, Fault::None, seed % 3 != 0).migrate();
+        let (report, _) = World::new(seed, guest, 20e6, Fault::None, Arm::of(seed)).migrate();
         assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}: {report:#?}");
     }
 }
@@ -553,7 +584,7 @@ fn every_fault_at_every_moment_leaves_one_guest() {
             8 => Fault::LoadFails,
             _ => Fault::RunFails,
         };
-        let result = std::panic::catch_unwind(|| World::new(seed, guest, 20e6, fault, true).migrate());
+        let result = std::panic::catch_unwind(|| World::new(seed, guest, 20e6, fault, Arm::of(seed / 7)).migrate());
         let (report, _) = result.unwrap_or_else(|_| panic!("seed {seed}, fault {fault:?}"));
         outcomes[report.outcome as usize] += 1;
     }
@@ -571,12 +602,12 @@ fn every_fault_at_every_moment_leaves_one_guest() {
 /// Each frame from the target matters near the hand-over: lose everything from each of the last ones on.
 #[test]
 fn a_lost_answer_is_in_doubt_and_never_two_guests() {
-    let mut world = World::new(77, calm(), 20e6, Fault::None, true);
+    let mut world = World::new(77, calm(), 20e6, Fault::None, Arm::DEFAULT);
     while !world.step() {}
     let frames = world.to_source.sent;
     let mut in_doubt = 0;
     for lost in frames.saturating_sub(6)..=frames {
-        let (report, target) = World::new(77, calm(), 20e6, Fault::SilenceToSource(lost), true).migrate();
+        let (report, target) = World::new(77, calm(), 20e6, Fault::SilenceToSource(lost), Arm::DEFAULT).migrate();
         if report.outcome == OutcomeKind::InDoubt {
             in_doubt += 1;
             assert_eq!(target, Some(TargetOutcome::Running), "the hand-over arrived, only the answer was lost");
@@ -588,7 +619,7 @@ fn a_lost_answer_is_in_doubt_and_never_two_guests() {
 #[test]
 fn a_storm_that_never_fits_leaves_the_guest_running_and_says_why() {
     let storm = Guest { hot_pages: PAGES, writes_per_ms: 200, save_writes: false, discards: false, granule: 1 };
-    let (report, target) = World::new(5, storm, 5e6, Fault::None, true).migrate();
+    let (report, target) = World::new(5, storm, 5e6, Fault::None, Arm::DEFAULT).migrate();
     assert_eq!(report.outcome, OutcomeKind::NotConverged);
     assert!(report.reason.unwrap().contains("--downtime-limit"));
     assert!(matches!(target, Some(TargetOutcome::Failed { handed_over: false, loaded: false, .. })));
@@ -598,8 +629,8 @@ fn a_storm_that_never_fits_leaves_the_guest_running_and_says_why() {
 #[test]
 fn holding_the_working_set_back_saves_resends() {
     let guest = || Guest { hot_pages: 30, writes_per_ms: 4, save_writes: false, discards: false, granule: 1 };
-    let (with, _) = World::new(9, guest(), 5e6, Fault::None, true).migrate();
-    let (without, _) = World::new(9, guest(), 5e6, Fault::None, false).migrate();
+    let (with, _) = World::new(9, guest(), 5e6, Fault::None, Arm::DEFAULT).migrate();
+    let (without, _) = World::new(9, guest(), 5e6, Fault::None, Arm::PLAIN).migrate();
     assert_eq!((with.outcome, without.outcome), (OutcomeKind::Completed, OutcomeKind::Completed));
     assert!(with.pages.resent < without.pages.resent, "{} resent, {} without", with.pages.resent, without.pages.resent);
     assert!(with.working_set.precision.unwrap() > 0.8, "{:?}", with.working_set);
@@ -612,7 +643,7 @@ fn holding_the_working_set_back_saves_resends() {
 fn neighbours_that_are_re_armed_with_a_page_are_not_lost() {
     for seed in 0..20 {
         let huge = Guest { hot_pages: 40, writes_per_ms: 4, granule: 8, ..calm() };
-        let (report, _) = World::new(seed, huge, 40e6, Fault::None, seed % 2 == 0).migrate();
+        let (report, _) = World::new(seed, huge, 40e6, Fault::None, Arm::of(seed)).migrate();
         assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}: {report:#?}");
     }
 }
@@ -623,7 +654,7 @@ fn discarded_pages_are_zero_on_the_target_where_that_is_verified() {
     let mut verified = 0;
     for seed in 0..30 {
         let ballooned = Guest { discards: true, ..calm() };
-        let mut world = World::new(seed, ballooned, 20e6, Fault::None, true);
+        let mut world = World::new(seed, ballooned, 20e6, Fault::None, Arm::DEFAULT);
         // Without verification the memories may differ in discarded pages, and the final comparison would fail.
         if !world.verify {
             continue;
@@ -638,7 +669,7 @@ fn discarded_pages_are_zero_on_the_target_where_that_is_verified() {
 
 #[test]
 fn a_target_that_differs_refuses_at_once() {
-    let mut world = World::new(1, calm(), 20e6, Fault::None, true);
+    let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::DEFAULT);
     world.target = Target::new(TargetConfig {
         layout: RamLayout::new(vec![RamBlock { id: "low".into(), bytes: PAGE_BYTES }]).unwrap(),
         machine: "test".into(),
@@ -655,7 +686,7 @@ fn a_target_that_differs_refuses_at_once() {
 /// the report blamed the target for it.
 #[test]
 fn confirmations_of_bytes_that_are_not_counted_yet_do_not_hide_why_it_failed() {
-    let mut world = World::new(1, calm(), 20e6, Fault::None, false);
+    let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::PLAIN);
     let mut scans = 0;
     loop {
         match world.source.poll_action(world.now) {

@@ -3,6 +3,8 @@
 //! - [`migrate`] and [`receive`] drive the state machines of `vmferry-core` over a TCP connection.
 //! - [`QemuSource`] and [`QemuTarget`] are a stock QEMU as either side; [`EmbeddedSource`] and [`EmbeddedTarget`] a
 //!   child process of our own, for demonstrations and tests.
+//! - [`spaces`] tells the processes of a QEMU guest apart by their page tables.
+//! - [`watch`] shows what a guest writes without moving it.
 //! - [`track`] finds the pages that another process wrote; [`qmp`] and [`qemu`] speak with QEMU.
 
 mod attached;
@@ -14,7 +16,9 @@ mod link;
 mod memory;
 pub mod qemu;
 pub mod qmp;
+mod record;
 mod source;
+pub mod spaces;
 mod target;
 pub mod track;
 mod vmm;
@@ -27,6 +31,7 @@ pub use embedded::{
 pub use guard::{GuardProgram, run_guard};
 pub use link::LinkError;
 pub use memory::{GuestMemory, MemoryError};
+pub use record::{WatchSummary, WatchedEpoch, watch, zero_pages};
 pub use source::{MigrateOptions, PredictorKind, Progress, migrate};
 pub use target::{TargetReport, receive};
 pub use vmm::{Machine, SourceVmm, TargetVmm, VmmError, describe};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vmferry_core::engine::{Action, OutcomeKind, Report, SentPages, Source, SourceConfig};
 use vmferry_core::pages::{PAGE_BYTES, PageRun};
-use vmferry_core::plan::Patience;
+use vmferry_core::plan::{AtRead, Patience, PolicySpec};
 use vmferry_core::predict::{NoPrediction, Predictor, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
     Digests, MAX_DEVICE_CHUNK_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME, Message,
@@ -40,6 +40,10 @@ pub struct MigrateOptions {
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Who predicts the working set.
     pub predictor: PredictorKind,
+    /// Who decides what is held back, when to pause and when to give up.
+    pub policy: PolicySpec,
+    /// Policies that are asked along and not obeyed; the report says what they would have done.
+    pub shadows: Vec<PolicySpec>,
     /// Compare digests of all pages before the hand-over.
     pub verify: bool,
     /// Time between scans.
@@ -58,6 +62,8 @@ impl Default for MigrateOptions {
             downtime_limit: Duration::from_millis(300),
             bandwidth_bytes_per_s: None,
             predictor: PredictorKind::Lcbst,
+            policy: PolicySpec::Vmferry,
+            shadows: Vec::new(),
             verify: false,
             epoch: Duration::from_millis(50),
             observe: Duration::from_millis(300),
@@ -115,14 +121,17 @@ pub fn migrate(
         observe,
         verify: options.verify,
         stall_timeout: options.stall_timeout,
-        patience: options.patience,
         fixed: vmm.fixed_costs(),
     };
     tracing::info!(migration = %config.migration, pages = total_pages, "migration begins");
+    let mut source = Source::new(config, predictor, options.policy.build(options.patience));
+    for shadow in &options.shadows {
+        source.add_shadow(shadow.build(options.patience));
+    }
     let driver = Driver {
         vmm,
         link,
-        source: Source::new(config, predictor),
+        source,
         start: Instant::now(),
         buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
         written: Vec::new(),
@@ -254,8 +263,8 @@ impl Driver<'_> {
                 let stats = self.vmm.scan(relaxed, &mut self.written)?;
                 self.source.handle_scan(self.now(), stats.duration, &self.written);
             }
-            Action::SendPages { runs, rearm } => {
-                let sent = self.send_pages(&runs, rearm)?;
+            Action::SendPages { runs, at_read } => {
+                let sent = self.send_pages(&runs, at_read)?;
                 self.source.handle_pages_sent(self.now(), &sent);
             }
             Action::ScanHoles => {
@@ -284,37 +293,27 @@ impl Driver<'_> {
         Ok(())
     }
 
-    fn send_pages(&mut self, runs: &[PageRun], rearm: bool) -> Result<SentPages, VmmError> {
+    fn send_pages(&mut self, runs: &[PageRun], at_read: AtRead) -> Result<SentPages, VmmError> {
         let mut sent = SentPages::default();
         let mut zero = ZeroRuns::default();
         for &run in runs {
-            if rearm {
+            let mut to_send = vec![run];
+            if at_read != AtRead::Ignore {
                 // Whatever is written from here on is reported again by a later scan.
                 self.written.clear();
                 self.vmm.scan_run(run, &mut self.written)?;
+                let skip = at_read == AtRead::Skip;
+                let inside = if skip { &mut sent.skipped } else { &mut sent.written };
+                let before = inside.len();
                 for &found in &self.written {
-                    split_by(found, run, &mut sent.written, &mut sent.bystanders);
+                    split_by(found, run, inside, &mut sent.bystanders);
+                }
+                if skip {
+                    to_send = run.without(&inside[before..]);
                 }
             }
-            let mut left = Some(run);
-            while let Some(run) = left {
-                let (piece, rest) = run.split_front(MAX_PAGES_PER_FRAME);
-                left = rest;
-                let buffer = &mut self.buffer[..(piece.count * PAGE_BYTES) as usize];
-                self.vmm.memory().read(piece, buffer)?;
-                for (stretch, is_zero) in stretches(piece, buffer) {
-                    if is_zero {
-                        zero.push(stretch);
-                        if zero.is_full() {
-                            sent.zero.extend_from_slice(&zero.0);
-                            sent.zero_bytes += self.link.send(&zero.take())?;
-                        }
-                    } else {
-                        let data = page_bytes(piece, buffer, stretch);
-                        sent.raw_pages += stretch.count;
-                        sent.raw_bytes += self.link.send(&Message::Pages(Pages { run: stretch, data }))?;
-                    }
-                }
+            for run in to_send {
+                self.send_run(run, &mut zero, &mut sent)?;
             }
         }
         if !zero.is_empty() {
@@ -322,6 +321,30 @@ impl Driver<'_> {
             sent.zero_bytes += self.link.send(&zero.take())?;
         }
         Ok(sent)
+    }
+
+    fn send_run(&mut self, run: PageRun, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
+        let mut left = Some(run);
+        while let Some(run) = left {
+            let (piece, rest) = run.split_front(MAX_PAGES_PER_FRAME);
+            left = rest;
+            let buffer = &mut self.buffer[..(piece.count * PAGE_BYTES) as usize];
+            self.vmm.memory().read(piece, buffer)?;
+            for (stretch, is_zero) in stretches(piece, buffer) {
+                if is_zero {
+                    zero.push(stretch);
+                    if zero.is_full() {
+                        sent.zero.extend_from_slice(&zero.0);
+                        sent.zero_bytes += self.link.send(&zero.take())?;
+                    }
+                } else {
+                    let data = page_bytes(piece, buffer, stretch);
+                    sent.raw_pages += stretch.count;
+                    sent.raw_bytes += self.link.send(&Message::Pages(Pages { run: stretch, data }))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn send_device_state(&mut self) -> Result<(u64, u64), VmmError> {
@@ -404,7 +427,7 @@ fn split_by(found: PageRun, run: PageRun, inside: &mut Vec<PageRun>, outside: &m
 }
 
 /// Cuts a run of pages into stretches that are all zero or all not.
-fn stretches(run: PageRun, content: &[u8]) -> impl Iterator<Item = (PageRun, bool)> {
+pub(crate) fn stretches(run: PageRun, content: &[u8]) -> impl Iterator<Item = (PageRun, bool)> {
     let mut zero = content.chunks_exact(PAGE_BYTES as usize).map(is_zero).peekable();
     let mut first = run.first.0;
     std::iter::from_fn(move || {

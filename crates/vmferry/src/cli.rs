@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmferry_core::plan::PolicySpec;
 use vmferry_guest::Pattern;
 use vmferry_host::{MigrateOptions, PredictorKind};
+use vmferry_sim::sweep::ArmKind;
 
-use crate::units;
+use crate::{simulate, units};
 
 /// Moves a running virtual machine to another host while it works: predicts the guest's working set, sends everything
 /// else first, and moves the working set when the guest is paused.
@@ -60,6 +62,28 @@ Examples:
 
 The connection is not encrypted yet: use it on a network that you trust.")]
     Migrate(MigrateArgs),
+    /// Record which pages a QEMU guest writes, without moving it
+    #[command(after_help = "\
+Examples:
+  vmferry record --qmp /run/vm1/qmp.sock -o vm1.parquet --duration 60s
+  vmferry record --qmp /run/vm1/qmp.sock -o vm1.parquet --epoch 10ms      until Ctrl-C
+
+The file is Parquet; docs/TRACES.md of the sources says what is in it.")]
+    Record(RecordArgs),
+    /// Look at which pages a QEMU guest writes, live, and whether it could be moved now
+    #[command(after_help = "\
+Examples:
+  vmferry watch --qmp /run/vm1/qmp.sock
+  vmferry watch --qmp /run/vm1/qmp.sock --bandwidth 10Gbit/s --downtime-limit 100ms
+  vmferry watch --qmp /run/vm1/qmp.sock --json --duration 10s      a line of JSON a second
+
+Keys: q quits, + and - change the bandwidth, ] and [ the downtime limit, p holds the display.")]
+    Watch(WatchArgs),
+    /// Look at traces, and make them
+    Trace(TraceArgs),
+    /// Simulate migrations of recorded or generated guests: policies side by side, beside the optimum
+    #[command(after_help = SIMULATE_EXAMPLES)]
+    Simulate(SimulateArgs),
     /// Print shell completions
     #[command(after_help = "Example:\n  vmferry completions bash > /etc/bash_completion.d/vmferry")]
     Completions {
@@ -89,6 +113,13 @@ pub(crate) struct Tuning {
     /// Who predicts the working set
     #[arg(long, value_enum, default_value_t = Predictor::Lcbst)]
     pub(crate) predictor: Predictor,
+    /// Who decides what is held back and when to pause: vmferry, qemu, xen, skip-written or stop-and-copy. Those of others
+    /// are there to compare with
+    #[arg(long, value_name = "NAME", default_value_t = PolicySpec::Vmferry)]
+    pub(crate) policy: PolicySpec,
+    /// A policy to ask along at every decision; the report says what it would have done. May be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) shadow: Vec<PolicySpec>,
     /// Compare digests of all pages while the guest is paused, and hand over only if nothing differs. The comparison
     /// takes its time from the downtime, beside the limit
     #[arg(long)]
@@ -125,6 +156,8 @@ impl Tuning {
                 Predictor::Lcbst => PredictorKind::Lcbst,
                 Predictor::None => PredictorKind::None,
             },
+            policy: self.policy,
+            shadows: self.shadow.clone(),
             verify: self.verify,
             epoch: self.epoch,
             observe: self.observe,
@@ -207,6 +240,167 @@ pub(crate) struct InspectArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+pub(crate) struct RecordArgs {
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "PATH")]
+    pub(crate) qmp: PathBuf,
+    /// Where the trace goes
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// How long to record [default: until Ctrl-C]
+    #[arg(long, value_name = "TIME", value_parser = units::time)]
+    pub(crate) duration: Option<Duration>,
+    /// Length of an epoch: written pages are looked for at the end of each
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = epoch)]
+    pub(crate) epoch: Duration,
+    /// What the trace is called in reports [default: the file's name]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// QEMU's process, where the QMP socket was made by another one
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// Print what was recorded as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WatchArgs {
+    /// QEMU's QMP socket
+    #[arg(long, value_name = "PATH")]
+    pub(crate) qmp: PathBuf,
+    /// QEMU's process, where the QMP socket was made by another one
+    #[arg(long)]
+    pub(crate) pid: Option<u32>,
+    /// What the link to the target would carry, for the prediction
+    #[arg(long, value_name = "RATE", default_value = "1Gbit/s", value_parser = units::rate)]
+    pub(crate) bandwidth: u64,
+    /// The longest pause, for the prediction
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::time)]
+    pub(crate) downtime_limit: Duration,
+    /// Length of an epoch: written pages are looked for at the end of each
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = watch_epoch)]
+    pub(crate) epoch: Duration,
+    /// How long to watch [default: until q or Ctrl-C]
+    #[arg(long, value_name = "TIME", value_parser = units::time)]
+    pub(crate) duration: Option<Duration>,
+    /// Do not look for zero pages first, which reads all of the guest's memory: none is predicted to be left out then
+    #[arg(long)]
+    pub(crate) skip_zero_pages: bool,
+    /// Print a line a second instead of drawing; so it is also where standard output is no terminal
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) plain: bool,
+    /// Print a line of JSON a second
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TraceArgs {
+    #[command(subcommand)]
+    pub(crate) command: TraceCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum TraceCommand {
+    /// Sum up a trace: rates, working set, rewriting, owners
+    #[command(after_help = "Example:\n  vmferry trace info vm1.parquet")]
+    Info {
+        /// The trace
+        file: PathBuf,
+        /// Print the figures as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make the trace of a guest that writes as specified
+    #[command(after_help = "\
+Examples:
+  vmferry trace generate zipf -o zipf.parquet
+  vmferry trace generate hotcold:pages=131072,rate=50000,duration=20s --seed 7 -o hot.parquet
+  vmferry trace generate help                          all workloads and their parameters")]
+    Generate {
+        /// WORKLOAD or WORKLOAD:NAME=VALUE,…; `help` lists them
+        spec: String,
+        /// Where the trace goes
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// The same specification and seed make the same trace on every machine
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+const SIMULATE_EXAMPLES: &str = "\
+Examples:
+  vmferry simulate vm1.parquet --bandwidth 1Gbit/s --downtime-limit 100ms
+  vmferry simulate vm1.parquet vm2.parquet --load 0.2,0.5,0.8,1.2 --html report.html
+  vmferry simulate generate:zipf:pages=65536 --policy vmferry,qemu,post-copy --seeds 10 --json=sweep.json
+  vmferry simulate vm1.parquet --policy vmferry --predictor lcbst,lru,lru-k:k=3,none --baseline vmferry/none
+
+Ctrl-C ends it after the runs under way and reports what is done, with exit code 130; a second one ends it at once.";
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SimulateArgs {
+    /// Traces: files, or generate:WORKLOAD[:NAME=VALUE,…]; `vmferry trace generate help` lists workloads
+    #[arg(required = true, value_name = "TRACE")]
+    pub(crate) traces: Vec<String>,
+    /// What to compare: vmferry, qemu, xen, skip-written, stop-and-copy or post-copy
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        default_value = "vmferry,qemu,xen",
+        value_delimiter = ',',
+        value_parser = simulate::arm_kind
+    )]
+    pub(crate) policy: Vec<ArmKind>,
+    /// Who predicts for policy vmferry: one or more predictors, each with its parameters, as in lcbst,lru-k:k=3
+    #[arg(long, value_name = "NAME,…", default_value = "lcbst")]
+    pub(crate) predictor: Vec<String>,
+    /// With which of them the others are compared [default: qemu, else the first]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) baseline: Option<String>,
+    /// What the link carries
+    #[arg(long, value_name = "RATE,…", default_value = "1Gbit/s", value_delimiter = ',', value_parser = units::rate)]
+    pub(crate) bandwidth: Vec<u64>,
+    /// Instead: the guest's mean dirty rate as a share of what the link carries
+    #[arg(
+        long,
+        value_name = "SHARE,…",
+        value_delimiter = ',',
+        conflicts_with = "bandwidth",
+        value_parser = simulate::load
+    )]
+    pub(crate) load: Vec<f64>,
+    /// The longest pause
+    #[arg(long, value_name = "TIME,…", default_value = "300ms", value_delimiter = ',', value_parser = units::time)]
+    pub(crate) downtime_limit: Vec<Duration>,
+    /// How often each is repeated, beginning elsewhere in the trace
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) seeds: u32,
+    /// Simulations at a time [default: one for each processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) jobs: Option<u32>,
+    /// The link's latency, each way
+    #[arg(long, value_name = "TIME", default_value = "100us", value_parser = units::time)]
+    pub(crate) latency: Duration,
+    /// Time between two scans for written pages
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = epoch)]
+    pub(crate) epoch: Duration,
+    /// How long the guest is watched before the first page is sent, where somebody predicts
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::time)]
+    pub(crate) observe: Duration,
+    /// When a migration that does not end is cancelled, in simulated time
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = units::time)]
+    pub(crate) time_limit: Duration,
+    /// Write all figures as JSON into a file, or without one instead of the table
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "-")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write a report with plots: one page that loads nothing
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
 pub(crate) struct ReceiveArgs {
     /// Where to wait for the source; port 0 takes a free one and prints it
     #[arg(long, value_name = "ADDR")]
@@ -245,6 +439,19 @@ pub(crate) struct MigrateArgs {
     /// How to migrate.
     #[command(flatten)]
     pub(crate) tuning: Tuning,
+}
+
+fn epoch(text: &str) -> Result<Duration, String> {
+    let epoch = units::time(text)?;
+    let allowed = Duration::from_millis(1)..=Duration::from_secs(10);
+    if allowed.contains(&epoch) { Ok(epoch) } else { Err("an epoch is between 1ms and 10s long".to_owned()) }
+}
+
+/// Keys are looked at and the display is renewed between epochs.
+fn watch_epoch(text: &str) -> Result<Duration, String> {
+    let epoch = units::time(text)?;
+    let allowed = Duration::from_millis(1)..=Duration::from_secs(1);
+    if allowed.contains(&epoch) { Ok(epoch) } else { Err("an epoch to watch is between 1ms and 1s long".to_owned()) }
 }
 
 /// A bandwidth or none.

@@ -5,7 +5,11 @@ mod demo;
 mod inspect;
 mod migrate;
 mod output;
+mod record;
+mod simulate;
+mod trace;
 mod units;
+mod watch;
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -50,6 +54,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Receive(args) => migrate::receive(&args),
         Command::Migrate(args) => migrate::migrate(&args),
+        Command::Record(args) => record::record(&args),
+        Command::Watch(args) => watch::run(&args),
+        Command::Trace(args) => trace::run(&args.command),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "vmferry", &mut script);

@@ -71,6 +71,43 @@ impl Display {
     }
 }
 
+/// One line that is renewed on a terminal, and a line now and then elsewhere; always on standard error.
+pub(crate) struct Lines {
+    bar: Option<ProgressBar>,
+    at: Instant,
+}
+
+impl Lines {
+    pub(crate) fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{msg}").expect("a valid template"))
+        });
+        Self { bar, at: Instant::now() }
+    }
+
+    pub(crate) fn update(&mut self, text: impl FnOnce() -> String) {
+        const TERMINAL_INTERVAL: Duration = Duration::from_millis(100);
+        let interval = if self.bar.is_some() { TERMINAL_INTERVAL } else { LINE_INTERVAL };
+        if self.at.elapsed() < interval {
+            return;
+        }
+        self.at = Instant::now();
+        match &self.bar {
+            Some(bar) => {
+                bar.set_message(text());
+                bar.tick();
+            }
+            None => eprintln!("{}", text()),
+        }
+    }
+
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// Prints a document on standard output.
 pub(crate) fn print_json(document: &impl Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_vec_pretty(document).context("cannot write the report as JSON")?;
@@ -157,6 +194,26 @@ pub(crate) fn describe_report(report: &Report) -> String {
             share(set.recall)
         ),
     );
+    if let Some(sent) = report.bound.sent_ratio {
+        let stop = match (report.bound.least_stop_pages, report.bound.stop_ratio) {
+            (Some(least), Some(ratio)) => {
+                format!("; in the pause {} pages, {ratio:.2} times the least possible {least}", pages.stop)
+            }
+            (Some(0), None) => format!("; in the pause {} pages, where 0 were possible", pages.stop),
+            _ => String::new(),
+        };
+        line("bound", format!("sent {sent:.3} times each page once{stop}"));
+    }
+    for shadow in &report.shadows {
+        let verdict = match (shadow.decision, shadow.at_ms) {
+            (Some(decision), Some(at)) => {
+                let pause = shadow.expected_downtime_ms.map_or("-".to_owned(), show_ms);
+                format!("{decision} after {} of pushing, expecting a pause of {pause}", show_ms(at))
+            }
+            _ => "would still push".to_owned(),
+        };
+        line("shadow", format!("{}: {verdict}", shadow.policy));
+    }
     if let Some(rate) = report.bandwidth_bytes_per_s {
         let dirty = report.dirty_pages_per_s.unwrap_or(0.0);
         line("rates", format!("path {}, guest writes {}", show_rate(rate), show_rate(dirty * PAGE_BYTES as f64)));

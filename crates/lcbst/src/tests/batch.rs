@@ -117,40 +117,33 @@ fn a_batch_of_many_pieces_counts_as_its_keys_one_by_one_do() {
     check::<NoRotation>(7);
 }
 
-/// Touches of no weight hang each key below those before it and rotate nothing; the batch then gives the weights.
-fn tree_of_weightless<R: RotationRule + Default>(keys: &[i32]) -> CountingTree<i32, (), R> {
-    let mut tree = CountingTree::default();
-    for &key in keys {
-        tree.touch(key, 0);
-    }
-    assert_eq!(tree.rotations(), 0);
-    tree
-}
+/// A batch, and the depths in key order and the rotations that there are after it.
+type Step<'a> = (&'a [(i32, u64)], &'a [usize], u64);
 
-/// Counts batches in a tree and in its mirror image, and once more with the tree hanging below a heavy key, and compares
-/// depths in key order and rotations after each batch.
-fn check_shapes(keys: &[i32], steps: &[(&[(i32, u64)], &[usize], u64)]) {
-    for sign in [1, -1] {
-        for above in [None, Some(1000), Some(-1000)] {
-            let keys: Vec<i32> = keys.iter().map(|key| key * sign).collect();
-            let mut tree: CountingTree<i32> = tree_of_weightless(&[above.as_slice(), &keys].concat());
-            tree.touch_sorted(above.map(|above| (above, 1000)));
-            for &(batch, shape, rotations) in steps {
-                let mut batch: Vec<(i32, u64)> = batch.iter().map(|&(key, weight)| (key * sign, weight)).collect();
-                let mut shape: Vec<usize> = shape.iter().map(|depth| depth + above.iter().len()).collect();
-                if sign < 0 {
-                    batch.reverse();
-                    shape.reverse();
-                }
-                tree.touch_sorted(batch);
-                tree.check_invariants();
-                let depths: Vec<usize> = tree
-                    .keys()
-                    .filter(|key| Some(**key) != above)
-                    .map(|key| tree.depth(key).expect("it is there"))
-                    .collect();
-                assert_eq!((depths, tree.rotations()), (shape, rotations), "sign {sign}, above {above:?}");
+/// Counts batches in a tree and in its mirror image, and in both of them below a heavy key as well. The keys hang as in a
+/// tree without rotations, and without weight, before the first batch.
+fn check_shapes(keys: &[i32], steps: &[Step<'_>]) {
+    for (sign, above) in [1, -1].into_iter().flat_map(|sign| [None, Some(1000), Some(-1000)].map(|above| (sign, above)))
+    {
+        let mut tree: CountingTree<i32> = CountingTree::new();
+        for key in above.into_iter().chain(keys.iter().map(|key| key * sign)) {
+            // Nothing that has no weight is rotated.
+            tree.touch(key, 0);
+        }
+        tree.touch_sorted(above.map(|above| (above, 1000)));
+        assert_eq!(tree.rotations(), 0);
+        for &(batch, depths, rotations) in steps {
+            let mut batch: Vec<(i32, u64)> = batch.iter().map(|&(key, weight)| (key * sign, weight)).collect();
+            let mut depths: Vec<usize> = depths.iter().map(|depth| depth + above.iter().len()).collect();
+            if sign < 0 {
+                batch.reverse();
+                depths.reverse();
             }
+            tree.touch_sorted(batch);
+            tree.check_invariants();
+            let found = tree.keys().filter(|key| Some(**key) != above).map(|key| tree.depth(key).expect("it is there"));
+            assert!(found.clone().eq(depths), "sign {sign}, above {above:?}: {:?}", found.collect::<Vec<_>>());
+            assert_eq!(tree.rotations(), rotations, "sign {sign}, above {above:?}");
         }
     }
 }
@@ -158,31 +151,35 @@ fn check_shapes(keys: &[i32], steps: &[(&[(i32, u64)], &[usize], u64)]) {
 #[test]
 fn a_child_that_outweighs_after_a_batch_rotates_once() {
     // 50 above 30 above 20 and 40, and above 70.
+    const KEYS: [i32; 5] = [50, 30, 70, 20, 40];
     check_shapes(
-        &[50, 30, 70, 20, 40],
+        &KEYS,
         &[
             // 1 + 1 from below against 1 + 1: nothing to gain.
             (&[(20, 1), (30, 1), (40, 1), (50, 1), (70, 1)], &[2, 1, 2, 0, 1], 0),
-            // Alone in its batch it makes 3 against 2.
+            // A batch of one key makes it 2 + 1.
             (&[(30, 1)], &[1, 0, 2, 1, 2], 1),
         ],
     );
     // All at once: 5 + 1 against 1 + 1.
-    check_shapes(&[50, 30, 70, 20, 40], &[(&[(20, 1), (30, 5), (40, 1), (50, 1), (70, 1)], &[1, 0, 2, 1, 2], 1)]);
+    check_shapes(&KEYS, &[(&[(20, 1), (30, 5), (40, 1), (50, 1), (70, 1)], &[1, 0, 2, 1, 2], 1)]);
 }
 
 #[test]
 fn an_inner_subtree_that_outweighs_after_a_batch_rotates_twice() {
     // 50 above 30 above 20 and 40, 40 above 35 and 45; and 50 above 70.
-    const KEYS: &[i32] = &[50, 30, 70, 20, 40, 35, 45];
-    // 7 + 2 from the outside and 3 + 5 + 2 from the inside against 9 + 1. The inner subtree does not outweigh 30 either.
-    let even: &[(i32, u64)] = &[(20, 2), (30, 7), (35, 3), (40, 5), (45, 2), (50, 9), (70, 1)];
-    let (before, after): (&[usize], &[usize]) = (&[2, 1, 3, 2, 3, 0, 1], &[2, 1, 2, 0, 2, 1, 2]);
-    check_shapes(KEYS, &[(even, before, 0), (&[(45, 1)], after, 2)]);
-    // The same weights from one batch.
-    let mut tipped = even.to_vec();
-    tipped[4].1 += 1;
-    check_shapes(KEYS, &[(&tipped, after, 2)]);
+    const KEYS: [i32; 7] = [50, 30, 70, 20, 40, 35, 45];
+    const AFTER: &[usize] = &[2, 1, 2, 0, 2, 1, 2];
+    check_shapes(
+        &KEYS,
+        &[
+            // From below 7 + 2 on the outside, and 3 + 5 + 2 on the inside, against 9 + 1.
+            (&[(20, 2), (30, 7), (35, 3), (40, 5), (45, 2), (50, 9), (70, 1)], &[2, 1, 3, 2, 3, 0, 1], 0),
+            // A batch of one key makes the inside 11. From 30 it lifts nothing: 5 + 3 against 7 + 2.
+            (&[(45, 1)], AFTER, 2),
+        ],
+    );
+    check_shapes(&KEYS, &[(&[(20, 2), (30, 7), (35, 3), (40, 5), (45, 3), (50, 9), (70, 1)], AFTER, 2)]);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What a migration says about itself when it has ended.
 
+use std::time::Duration;
+
 use serde::Serialize;
+
+use crate::plan::{Decision, ShadowVerdict};
 
 /// How a migration ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -27,6 +31,12 @@ pub struct Report {
     pub reason: Option<String>,
     /// The method: `pre-copy`.
     pub mode: &'static str,
+    /// Which policy decided.
+    pub policy: &'static str,
+    /// What other policies would have done.
+    pub shadows: Vec<ShadowReport>,
+    /// How near it came to what a schedule that knows the future could do.
+    pub bound: BoundReport,
     /// The migration's name.
     pub migration_id: String,
     /// From the beginning to the end.
@@ -156,4 +166,49 @@ pub struct VerifyReport {
     pub pages: u64,
     /// Pages that differ.
     pub mismatched: u64,
+}
+
+/// What a policy that was asked and not obeyed would have done.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ShadowReport {
+    /// Which policy.
+    pub policy: &'static str,
+    /// Its first decision other than to go on: `pause` or `give-up`; `None` if it always wanted to go on.
+    pub decision: Option<&'static str>,
+    /// When that was, since the beginning of the push.
+    pub at_ms: Option<f64>,
+    /// The pause that was to be expected at that moment.
+    pub expected_downtime_ms: Option<f64>,
+    /// The most pages that it wanted to hold back.
+    pub held_pages_max: u64,
+}
+
+impl ShadowReport {
+    pub(super) fn new(verdict: ShadowVerdict) -> Self {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        Self {
+            policy: verdict.policy,
+            decision: verdict.first.map(|(_, decision)| match decision {
+                Decision::Push => "push",
+                Decision::Pause => "pause",
+                Decision::GiveUp => "give-up",
+            }),
+            at_ms: verdict.first.map(|(at, _)| ms(at)),
+            expected_downtime_ms: verdict.expected_downtime.map(ms),
+            held_pages_max: verdict.held_pages_max,
+        }
+    }
+}
+
+/// How near a migration came to the least that any schedule could do. That least is each page once, and in the pause no
+/// more than what was written too late to be sent before.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct BoundReport {
+    /// Pages sent, zero ones included, for each page of the guest; 1 is the least.
+    pub sent_ratio: Option<f64>,
+    /// The fewest pages that any schedule could have left for the pause where it was made, by the ages of the latest
+    /// writes, which are known to an epoch: the true bound can be higher. `None` without a predictor that knows them.
+    pub least_stop_pages: Option<u64>,
+    /// Pages sent while the guest was paused for each of those.
+    pub stop_ratio: Option<f64>,
 }

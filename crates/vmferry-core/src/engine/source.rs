@@ -8,11 +8,14 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::report::{
-    DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, TrackingReport, VerifyReport, WireReport,
-    WorkingSetReport,
+    BoundReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, ShadowReport, TrackingReport,
+    VerifyReport, WireReport, WorkingSetReport,
 };
 use crate::pages::{AddressSpaceId, PageNumber, PageRun, PageSet, RamLayout};
-use crate::plan::{Convergence, Decision, Facts, FixedCosts, PAGE_WIRE_BYTES, Pacer, Patience, RateEstimate};
+use crate::plan::{
+    AtRead, Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Pacer, Policy, PushRules, RateEstimate,
+    SendOrder, Shadow,
+};
 use crate::predict::{Predictor, RankedPage};
 use crate::wire::{
     Abort, Fault, Hello, MAX_PAGES_PER_FRAME, Message, MigrationId, Prepared, VERSION_MAX, VERSION_MIN, Welcome,
@@ -32,8 +35,15 @@ const WINDOW_TIME: Duration = Duration::from_millis(8);
 const CHUNK_TIME: Duration = Duration::from_millis(4);
 /// The fewest pages of a chunk.
 const CHUNK_MIN_PAGES: u64 = 8;
-/// A pass of at least this many pages is followed by a scan at once; after a smaller one the epoch is waited for.
-const PASS_MIN_PAGES: u64 = 64;
+/// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
+/// epoch is waited for.
+const SCAN_MIN_PAGES: u64 = 64;
+/// Pages never seen written go in stages: first those with no written page in the aligned block of so many pages around
+/// them, and last those that only were not written themselves. Guests write in neighbourhoods, so the later ones are the
+/// likelier to be written yet.
+const COLD_BLOCK_PAGES: [u64; 3] = [512, 64, 1];
+/// The pages chosen at a scan should last until the next one, also if the path is so much faster than measured.
+const PLAN_MARGIN: f64 = 1.5;
 /// After the hand-over the answer is waited for this many times longer than the stall timeout.
 const RUNNING_PATIENCE: u32 = 3;
 /// How often resuming the guest is tried before the migration ends without it.
@@ -62,8 +72,6 @@ pub struct SourceConfig {
     pub verify: bool,
     /// How long the target may be silent while something is expected of it.
     pub stall_timeout: Duration,
-    /// When to give up.
-    pub patience: Patience,
     /// The stop phase's fixed part, as the VMM's kind usually has it.
     pub fixed: FixedCosts,
 }
@@ -155,6 +163,8 @@ pub struct SentPages {
     pub zero_bytes: u64,
     /// Pages that the re-arming before the reading found written. Their content went along.
     pub written: Vec<PageRun>,
+    /// Pages that it found written, and that were left out therefore ([`AtRead::Skip`]), in the order of the action's runs.
+    pub skipped: Vec<PageRun>,
     /// Pages outside the run that was about to be read that its re-arming found written and armed again, as happens
     /// where tracking works in larger units. Their content did not go along.
     pub bystanders: Vec<PageRun>,
@@ -175,8 +185,8 @@ pub enum Action {
     SendPages {
         /// Which.
         runs: Vec<PageRun>,
-        /// Get and re-arm the written pages among them before reading, so that a write from before is not sent twice.
-        rearm: bool,
+        /// What becomes of those that were written since the last scan.
+        at_read: AtRead,
     },
     /// Find the pages whose memory was given back to the host, then call [`Source::handle_holes`].
     ScanHoles,
@@ -197,7 +207,7 @@ enum State {
     Start,
     Greeting,
     Observing { until: Duration },
-    Pushing(Pass),
+    Pushing(Push),
     Pausing,
     StopAndCopy(StopStep),
     HandedOver { since: Duration },
@@ -227,15 +237,22 @@ enum StopStep {
     Load,
 }
 
-/// One pass over what is pending. Pages never seen written go first, in address order; then the others that are not
-/// held back, coldest first.
-#[derive(Debug)]
-struct Pass {
+/// What is being sent, and how far it is.
+#[derive(Debug, Default)]
+struct Push {
+    /// Where the search for the next page goes on: among those never seen written, or among all in address order.
     cursor: u64,
-    /// The pages seen written that are to be sent, coldest last; `None` until the first part is done.
-    warm: Option<Vec<PageNumber>>,
-    pages: u64,
-    ended: bool,
+    /// Which of [`COLD_BLOCK_PAGES`] the search is at.
+    stage: usize,
+    /// The pages seen written to send until the next scan, in ascending order; `None` until they are chosen.
+    warm: Option<VecDeque<PageRun>>,
+    /// Pages sent since the last scan.
+    pages_since_scan: u64,
+    /// Pages sent in this pass, and how many make it complete.
+    pass_pages: u64,
+    pass_length: u64,
+    /// Nothing is left to send before the next scan.
+    drained: bool,
 }
 
 /// The source side of one migration.
@@ -243,6 +260,9 @@ struct Pass {
 pub struct Source {
     config: SourceConfig,
     predictor: Box<dyn Predictor>,
+    policy: Box<dyn Policy>,
+    rules: PushRules,
+    shadows: Vec<Shadow>,
     state: State,
     outbox: VecDeque<Message<'static>>,
     /// An action was given out and its end was not reported yet.
@@ -254,6 +274,8 @@ pub struct Source {
     pending: PageSet,
     /// Pages held back as the working set; a subset of `pending`.
     held: PageSet,
+    /// The pages of the action under way.
+    sending: Vec<PageRun>,
     /// Pages whose content was sent at least once.
     ever_sent: PageSet,
     /// Pages that are not zero on the target.
@@ -269,7 +291,6 @@ pub struct Source {
     next_scan: Duration,
     last_epoch_pages: u64,
 
-    convergence: Convergence,
     pacer: Pacer,
     rate: RateEstimate,
     round_trip: Option<Duration>,
@@ -305,20 +326,25 @@ struct Times {
     /// Precision and recall of the held set, fixed at the pause.
     quality: (Option<f64>, Option<f64>),
     held_at_pause: u64,
+    least_stop_pages: Option<u64>,
 }
 
 impl Source {
     /// A migration that has not begun. Time 0 is the moment of the first call with a time.
-    pub fn new(config: SourceConfig, predictor: Box<dyn Predictor>) -> Self {
+    pub fn new(config: SourceConfig, predictor: Box<dyn Predictor>, policy: Box<dyn Policy>) -> Self {
         let total = config.layout.total_pages();
         Self {
             predictor,
+            rules: policy.rules(),
+            policy,
+            shadows: Vec::new(),
             state: State::Start,
             outbox: VecDeque::new(),
             acting: false,
             handed_over: false,
             pending: PageSet::full(total),
             held: PageSet::empty(total),
+            sending: Vec::new(),
             ever_sent: PageSet::empty(total),
             not_zero: PageSet::empty(total),
             epoch_written: PageSet::empty(total),
@@ -327,7 +353,6 @@ impl Source {
             window: VecDeque::new(),
             next_scan: Duration::ZERO,
             last_epoch_pages: 0,
-            convergence: Convergence::new(config.patience),
             pacer: Pacer::new(config.bandwidth_cap_bytes_per_s),
             rate: RateEstimate::new(),
             round_trip: None,
@@ -347,6 +372,11 @@ impl Source {
             verify: None,
             config,
         }
+    }
+
+    /// Has another policy asked along at every decision; the report says what it would have done.
+    pub fn add_shadow(&mut self, policy: Box<dyn Policy>) {
+        self.shadows.push(Shadow::new(policy));
     }
 
     /// What to do next; `None`: wait for a message, or until [`Self::poll_timeout`].
@@ -391,7 +421,7 @@ impl Source {
         let silence = self.silence_deadline();
         let work = match &self.state {
             State::Observing { .. } => Some(self.next_scan),
-            State::Pushing(pass) => Some(if pass.ended || !self.window_open() {
+            State::Pushing(push) => Some(if push.drained || !self.window_open() {
                 self.next_scan
             } else {
                 self.next_scan.min(self.pacer.next_at())
@@ -475,7 +505,7 @@ impl Source {
                 // What was written before the observation began says nothing about how often.
                 if self.tracking.scans == 1 {
                     self.epoch_written.clear();
-                    *until = now + self.config.observe;
+                    *until = if self.rules.observe { now + self.config.observe } else { now };
                 } else {
                     self.end_epoch();
                 }
@@ -522,6 +552,12 @@ impl Source {
     pub fn handle_pages_sent(&mut self, now: Duration, sent: &SentPages) {
         self.acted();
         self.pages.sent += sent.raw_pages;
+        let mut skipped = sent.skipped.iter().flat_map(|run| run.pages()).peekable();
+        for page in self.sending.drain(..).flat_map(PageRun::pages) {
+            if skipped.next_if_eq(&page).is_none() && !self.ever_sent.insert(page) {
+                self.pages.resent += 1;
+            }
+        }
         for &run in &sent.zero {
             self.pages.zero += run.count;
             run.pages().for_each(|page| {
@@ -533,7 +569,7 @@ impl Source {
         for &run in &sent.written {
             self.epoch_written.insert_run(run);
         }
-        for &run in &sent.bystanders {
+        for &run in sent.bystanders.iter().chain(&sent.skipped) {
             self.epoch_written.insert_run(run);
             self.pending.insert_run(run);
         }
@@ -699,6 +735,9 @@ impl Source {
             outcome,
             reason: error.map(ToString::to_string),
             mode: "pre-copy",
+            policy: self.policy.name(),
+            bound: self.bound(),
+            shadows: self.shadows.iter().map(|shadow| ShadowReport::new(shadow.verdict())).collect(),
             migration_id: self.config.migration.to_string(),
             total_ms: ended.as_secs_f64() * 1e3,
             downtime_ms: between(self.times.stopped, self.times.running),
@@ -723,6 +762,16 @@ impl Source {
             dirty_pages_per_s: (pushed_s > 0.0).then(|| self.written_while_pushing as f64 / pushed_s),
             tracking: self.tracking,
             verify: self.verify,
+        }
+    }
+
+    fn bound(&self) -> BoundReport {
+        let PageReport { total, sent, zero, stop, .. } = self.pages;
+        let least_stop_pages = self.times.least_stop_pages;
+        BoundReport {
+            sent_ratio: self.times.stopped.map(|_| (sent + zero) as f64 / total.max(1) as f64),
+            least_stop_pages,
+            stop_ratio: least_stop_pages.filter(|&least| least > 0).map(|least| stop as f64 / least as f64),
         }
     }
 
@@ -821,35 +870,89 @@ impl Source {
             && now >= until
         {
             self.times.pushing = Some(now);
-            self.begin_pass();
+            self.begin_push();
+            self.decide(now, Moment::Scan);
         }
     }
 
-    fn begin_pass(&mut self) {
-        self.state = State::Pushing(Pass { cursor: 0, warm: None, pages: 0, ended: false });
+    fn begin_push(&mut self) {
+        self.state = State::Pushing(Push { pass_length: self.pending.len(), ..Push::default() });
     }
 
-    /// Holds back the hottest of the pending pages, as many as the budget allows. Returns the others that were seen
-    /// written and are pending, coldest last.
-    fn choose_held(&mut self, now: Duration) -> Vec<PageNumber> {
-        let seen = self.pending.pages().filter(|&page| self.seen.contains(page));
-        let mut ranking: Vec<RankedPage> =
-            seen.map(|page| RankedPage { page, heat: self.predictor.heat(page).min(1.0) }).collect();
-        ranking.sort_unstable_by(|a, b| b.heat.total_cmp(&a.heat).then(a.page.cmp(&b.page)));
+    /// Chooses among the pending pages that were seen written: the hottest are held back, as many as the policy wants, and
+    /// of the others as many are to be sent as can be until the next scan, the coldest.
+    fn plan_warm(&mut self, now: Duration) -> VecDeque<PageRun> {
+        let (mut ranking, other_heat) = self.rank_pending();
+        let order = |a: &RankedPage, b: &RankedPage| b.heat.total_cmp(&a.heat).then(a.page.cmp(&b.page));
+        let facts = self.facts(now);
+
+        // Only those that can be held need to be in order.
+        let most = ((facts.budget_bytes() / PAGE_WIRE_BYTES) as usize).min(ranking.len());
+        if (1..ranking.len()).contains(&most) {
+            ranking.select_nth_unstable_by(most, order);
+        }
+        ranking[..most].sort_unstable_by(order);
         let heats: Vec<f64> = ranking.iter().map(|ranked| ranked.heat).collect();
-        let sent_heat = (self.predictor.total_heat() - heats.iter().sum::<f64>()).max(0.0);
-        let (held, fresh) = self.facts(now).choose_held(&heats, sent_heat);
-        self.fresh_pages_per_epoch = if self.seen.is_empty() { self.last_epoch_pages as f64 } else { fresh };
+        let other_heat = other_heat + heats[most..].iter().sum::<f64>();
+        let Hold { pages, fresh_pages_per_epoch } = self.policy.hold(&facts, &heats[..most], other_heat);
+        for shadow in &mut self.shadows {
+            shadow.hold(&facts, &heats[..most], other_heat);
+        }
+        self.fresh_pages_per_epoch = fresh_pages_per_epoch;
         self.held.clear();
-        for ranked in &ranking[..held] {
+        for ranked in &ranking[..pages.min(most)] {
             self.held.insert(ranked.page);
         }
-        ranking[held..].iter().map(|ranked| ranked.page).collect()
+
+        let mut free = ranking.split_off(pages.min(most));
+        let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * self.config.epoch.as_secs_f64() * PLAN_MARGIN;
+        let wanted = ((epoch_bytes / PAGE_WIRE_BYTES as f64) as usize).max(self.chunk_pages() as usize);
+        if free.len() > wanted {
+            // The coldest, which come last.
+            let hotter = free.len() - wanted;
+            free.select_nth_unstable_by(hotter, order);
+            free.drain(..hotter);
+        }
+        let mut pages: Vec<PageNumber> = free.iter().map(|ranked| ranked.page).collect();
+        pages.sort_unstable();
+        let mut runs = Vec::new();
+        for page in pages {
+            append_page(&mut runs, page);
+        }
+        runs.into()
+    }
+
+    /// The pending pages that were seen written, in no order, with their heat, at most one write per epoch; and the heat
+    /// of all other pages.
+    fn rank_pending(&self) -> (Vec<RankedPage>, f64) {
+        let mut ranking = Vec::new();
+        let mut other_heat = 0.0;
+        self.predictor.visit(&mut |ranked| {
+            let heat = ranked.heat.min(1.0);
+            if self.pending.contains(ranked.page) && self.seen.contains(ranked.page) {
+                ranking.push(RankedPage { heat, ..ranked });
+            } else {
+                other_heat += heat;
+            }
+        });
+        // Pages that the predictor gave up are cold.
+        if self.predictor.tracked_pages() < self.seen.len() {
+            let mut known = PageSet::empty(self.pending.capacity());
+            ranking.iter().for_each(|ranked| {
+                known.insert(ranked.page);
+            });
+            let forgotten = self.pending.pages().filter(|&page| self.seen.contains(page) && !known.contains(page));
+            ranking.extend(forgotten.map(|page| RankedPage { page, heat: 0.0 }));
+        }
+        (ranking, other_heat)
     }
 
     fn facts(&self, now: Duration) -> Facts {
         let mut fixed = self.config.fixed;
         fixed.time += self.round_trip.unwrap_or_default() * 2;
+        // There are two scans in the pause.
+        let scans = self.tracking.scans.max(1) as f64;
+        fixed.time += Duration::from_secs_f64(2.0 * self.tracking.scan_ms / scans / 1e3);
         Facts {
             pushing_for: now.saturating_sub(self.times.pushing.unwrap_or(now)),
             passes: self.passes,
@@ -861,66 +964,136 @@ impl Source {
             bandwidth_bytes_per_s: self.bandwidth(),
             fixed,
             downtime_limit: self.config.downtime_limit,
-            held_share: self.convergence.held_share(),
+            least_stop_pages: self.least_stop_pages(),
         }
     }
 
+    fn least_stop_pages(&self) -> Option<u64> {
+        let pages_per_epoch = self.bandwidth()? * self.config.epoch.as_secs_f64() / PAGE_WIRE_BYTES as f64;
+        self.predictor.least_stop_pages(pages_per_epoch)
+    }
+
     fn push(&mut self, now: Duration) -> Option<Action> {
+        let State::Pushing(push) = &self.state else { unreachable!("only called while pushing") };
+        let pages_since_scan = push.pages_since_scan;
         if now >= self.next_scan {
-            return Some(self.act(Action::Scan { relaxed: true }));
+            if self.rules.scan_every_epoch || push.drained {
+                return Some(self.act(Action::Scan { relaxed: true }));
+            }
+            // The target is heard once in each epoch all the same.
+            self.next_scan = now + self.config.epoch;
+            self.ping(now);
+            return self.poll_action(now);
         }
         if !self.window_open() || now < self.pacer.next_at() {
             return None;
         }
+        if !self.rules.scan_every_epoch && pages_since_scan > 0 && self.policy.wants_scan(&self.facts(now)) {
+            return Some(self.act(Action::Scan { relaxed: true }));
+        }
         let runs = self.next_chunk(now);
         if runs.is_empty() {
-            let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
-            let scan_now = !pass.ended && pass.pages >= PASS_MIN_PAGES;
-            pass.ended = true;
+            let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
+            let scan_now = !push.drained && pages_since_scan >= SCAN_MIN_PAGES;
+            push.drained = true;
             return scan_now.then(|| self.act(Action::Scan { relaxed: true }));
         }
-        Some(self.send_pages(runs, true))
+        Some(self.send_pages(runs, self.rules.at_read))
     }
 
-    /// The next pages of the pass, taken out of `pending` by [`Self::send_pages`].
+    /// The next pages to send, taken out of `pending` by [`Self::send_pages`].
     fn next_chunk(&mut self, now: Duration) -> Vec<PageRun> {
         let most = self.chunk_pages();
-        let mut runs: Vec<PageRun> = Vec::new();
-        let mut pages = 0;
-        let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
-        while pass.warm.is_none() && pages < most && runs.len() < MAX_RUNS_PER_ACTION {
-            match next_difference(&self.pending, &self.seen, pass.cursor, most - pages) {
-                Some(run) => {
-                    pass.cursor = run.end();
+        match self.rules.order {
+            SendOrder::ColdestFirst if !self.seen.is_empty() => {
+                let runs = self.next_cold(most);
+                if runs.is_empty() { self.next_warm(now, most) } else { runs }
+            }
+            // Without any prediction, all pages are alike.
+            SendOrder::ColdestFirst | SendOrder::Address => self.next_by_address(most),
+        }
+    }
+
+    fn next_by_address(&mut self, most: u64) -> Vec<PageRun> {
+        let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
+        let mut runs = Vec::new();
+        let (mut pages, mut wrapped) = (0, false);
+        let start = push.cursor;
+        while pages < most && runs.len() < MAX_RUNS_PER_ACTION {
+            let left = if wrapped { (most - pages).min(start.saturating_sub(push.cursor)) } else { most - pages };
+            match self.pending.next_run(PageNumber(push.cursor), left.max(1)) {
+                Some(run) if !wrapped || run.end() <= start => {
+                    push.cursor = run.end();
                     pages += run.count;
                     runs.push(run);
                 }
-                None if runs.is_empty() => break,
-                None => return runs,
-            }
-        }
-        if !runs.is_empty() {
-            return runs;
-        }
-        if pass.warm.is_none() {
-            let warm = self.choose_held(now);
-            let State::Pushing(pass) = &mut self.state else { unreachable!("only called while pushing") };
-            pass.warm = Some(warm);
-        }
-        let State::Pushing(Pass { warm: Some(warm), .. }) = &mut self.state else {
-            unreachable!("the warm pages were just chosen")
-        };
-        while pages < most && runs.len() < MAX_RUNS_PER_ACTION {
-            let Some(page) = warm.pop() else { break };
-            if self.pending.contains(page) {
-                pages += 1;
-                append_page(&mut runs, page);
+                _ if wrapped => break,
+                _ => (push.cursor, wrapped) = (0, true),
             }
         }
         runs
     }
 
-    fn send_pages(&mut self, runs: Vec<PageRun>, rearm: bool) -> Action {
+    /// Pages never seen written. A written page is seen, so they only become fewer, and no stage has to be gone through
+    /// twice.
+    fn next_cold(&mut self, most: u64) -> Vec<PageRun> {
+        let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
+        let mut runs: Vec<PageRun> = Vec::new();
+        let mut pages = 0;
+        while let Some(&block_pages) = COLD_BLOCK_PAGES.get(push.stage)
+            && pages < most
+            && runs.len() < MAX_RUNS_PER_ACTION
+        {
+            let Some(page) = self.pending.next(PageNumber(push.cursor)) else {
+                (push.stage, push.cursor) = (push.stage + 1, 0);
+                if runs.is_empty() {
+                    continue;
+                }
+                // The next stage would find the pages just taken, which are pending until they are sent.
+                break;
+            };
+            let block = page.0 - page.0 % block_pages;
+            let block_end = block + block_pages;
+            if self.seen.next(PageNumber(block)).is_some_and(|seen| seen.0 < block_end) {
+                push.cursor = block_end;
+                continue;
+            }
+            let Some(run) = self.pending.next_run(page, (most - pages).min(block_end - page.0)) else { continue };
+            push.cursor = run.end();
+            pages += run.count;
+            match runs.last_mut() {
+                Some(last) if last.end() == run.first.0 => last.count += run.count,
+                Some(_) | None => runs.push(run),
+            }
+        }
+        runs
+    }
+
+    fn next_warm(&mut self, now: Duration, most: u64) -> Vec<PageRun> {
+        let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
+        if push.warm.is_none() {
+            let warm = self.plan_warm(now);
+            let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
+            push.warm = Some(warm);
+        }
+        let State::Pushing(Push { warm: Some(warm), .. }) = &mut self.state else {
+            unreachable!("the warm pages were just chosen")
+        };
+        let mut runs = Vec::new();
+        let mut pages = 0;
+        while pages < most && runs.len() < MAX_RUNS_PER_ACTION {
+            let Some(run) = warm.pop_front() else { break };
+            let (now, rest) = run.split_front(most - pages);
+            if let Some(rest) = rest {
+                warm.push_front(rest);
+            }
+            pages += now.count;
+            runs.push(now);
+        }
+        runs
+    }
+
+    fn send_pages(&mut self, runs: Vec<PageRun>, at_read: AtRead) -> Action {
         let mut pages = 0;
         for page in runs.iter().flat_map(|run| run.pages()) {
             let was_pending = self.pending.remove(page);
@@ -929,36 +1102,53 @@ impl Source {
             pages += 1;
             // Until the driver says otherwise.
             self.not_zero.insert(page);
-            if !self.ever_sent.insert(page) {
-                self.pages.resent += 1;
-            }
         }
-        if let State::Pushing(pass) = &mut self.state {
-            pass.pages += pages;
+        if let State::Pushing(push) = &mut self.state {
+            push.pages_since_scan += pages;
+            push.pass_pages += pages;
         } else {
             self.pages.stop += pages;
         }
-        self.act(Action::SendPages { runs, rearm })
+        self.sending.clone_from(&runs);
+        self.act(Action::SendPages { runs, at_read })
     }
 
     fn pushed_and_scanned(&mut self, now: Duration) {
         self.written_while_pushing += self.epoch_written.len();
         self.written_in_push.union_with(&self.epoch_written);
-        let State::Pushing(pass) = &self.state else { unreachable!("only called while pushing") };
-        let ended = pass.ended;
         self.end_epoch();
         self.next_scan = now + self.config.epoch;
         self.ping(now);
-        let decision = if ended {
+        let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
+        let predicting = self.rules.order == SendOrder::ColdestFirst && !self.seen.is_empty();
+        let cold_is_sent = predicting && next_difference(&self.pending, &self.seen, 0, 1).is_none();
+        let pass_ends = push.drained
+            || push.pass_pages >= push.pass_length
+            || (self.passes == 0 && cold_is_sent)
+            || !self.rules.scan_every_epoch;
+        if pass_ends {
             self.passes += 1;
-            self.choose_held(now);
-            let decision = self.convergence.at_pass_end(&self.facts(now));
-            self.begin_pass();
-            decision
-        } else {
-            self.convergence.at_scan(&self.facts(now))
-        };
-        match decision {
+            (push.pass_pages, push.pass_length) = (0, self.pending.len());
+        }
+        (push.warm, push.pages_since_scan, push.drained) = (None, 0, false);
+        if cold_is_sent {
+            // What is held, and what is expected beside it, is a fact for the decision.
+            let warm = self.plan_warm(now);
+            if let State::Pushing(push) = &mut self.state {
+                push.warm = Some(warm);
+            }
+        } else if !predicting {
+            self.fresh_pages_per_epoch = self.last_epoch_pages as f64;
+        }
+        self.decide(now, if pass_ends { Moment::PassEnd } else { Moment::Scan });
+    }
+
+    fn decide(&mut self, now: Duration, moment: Moment) {
+        let facts = self.facts(now);
+        for shadow in &mut self.shadows {
+            shadow.decide(moment, &facts);
+        }
+        match self.policy.decide(moment, &facts) {
             Decision::Push => {}
             Decision::Pause => {
                 self.times.pausing = Some(now);
@@ -996,6 +1186,7 @@ impl Source {
         let recall = share(held_and(&recent), &recent);
         self.times.quality = (precision, recall);
         self.times.held_at_pause = self.held.len();
+        self.times.least_stop_pages = self.least_stop_pages();
         self.pages.held = self.held.pages().filter(|&page| !self.ever_sent.contains(page)).count() as u64;
     }
 
@@ -1036,7 +1227,7 @@ impl Source {
             pages += run.count;
             runs.push(run);
         }
-        Some(self.send_pages(runs, false))
+        Some(self.send_pages(runs, AtRead::Ignore))
     }
 
     fn ask_to_load(&mut self, now: Duration) {

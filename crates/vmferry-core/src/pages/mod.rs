@@ -46,6 +46,20 @@ impl PageRun {
         }
         (Self::new(self.first.0, count), Some(Self::new(self.first.0 + count, self.count - count)))
     }
+
+    /// What is left of the run without these, which lie in it, ascending and apart.
+    pub fn without(self, holes: &[Self]) -> Vec<Self> {
+        let ends = holes.iter().map(|hole| (hole.first.0, hole.end())).chain([(self.end(), self.end())]);
+        let mut from = self.first.0;
+        let mut left = Vec::new();
+        for (first, end) in ends {
+            if from < first {
+                left.push(Self::new(from, first - from));
+            }
+            from = end;
+        }
+        left
+    }
 }
 
 /// The number of an address space of the guest. Its pages have a tree of their own.
@@ -62,3 +76,19 @@ impl AddressSpaceId {
 /// The number of an observation epoch: the time between two scans for written pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_holes_in_it() {
+        let run = PageRun::new(10, 10);
+        let holes =
+            |holes: &[(u64, u64)]| holes.iter().map(|&(first, count)| PageRun::new(first, count)).collect::<Vec<_>>();
+        assert_eq!(run.without(&[]), [run]);
+        assert_eq!(run.without(&holes(&[(10, 10)])), []);
+        assert_eq!(run.without(&holes(&[(10, 2), (15, 1), (19, 1)])), holes(&[(12, 3), (16, 3)]));
+        assert_eq!(run.without(&holes(&[(12, 3)])), holes(&[(10, 2), (15, 5)]));
+    }
+}

@@ -1,15 +1,11 @@
-//! The recency stack: the pages written last, the newest on top, bounded in size.
+//! What the order of the last writes tells: the recency stack, and the fewest pages that a pause now could leave.
 //!
-//! It is the "LRU cache" of the paper, with its two slips mended: a hit or a new page goes to the top, and a full stack
-//! drops its bottom. A doubly linked list in an arena, with a hash index from page to slot; memory follows the stack's
-//! bound and not the guest's size.
+//! The stack is the "LRU cache" of the paper, with its two slips mended: a hit or a new page goes to the top, and a full
+//! stack drops its bottom. Memory follows the stack's bound and not the guest's size.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
+use super::page_list::PageList;
+use super::trackable;
 use crate::pages::{AddressSpaceId, PageNumber};
-
-const NIL: u32 = u32::MAX;
 
 /// A page on the stack and the address space it was written by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,47 +16,16 @@ pub struct StackEntry {
     pub owner: AddressSpaceId,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    entry: StackEntry,
-    above: u32,
-    below: u32,
-}
-
-/// Page numbers are small dense integers: one multiplication spreads them well enough, and no peer chooses them.
-#[derive(Debug, Default, Clone, Copy)]
-struct PageHasher(u64);
-
-impl Hasher for PageHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        // 2^64 divided by the golden ratio (Knuth's multiplicative hashing); the rotation feeds both halves.
-        self.0 = (self.0 ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(20);
-    }
-}
-
 /// The most recently written pages, at most `capacity` of them.
 #[derive(Debug, Clone)]
 pub struct RecencyStack {
     capacity: usize,
-    slots: Vec<Slot>,
-    index: HashMap<u64, u32, BuildHasherDefault<PageHasher>>,
-    top: u32,
-    bottom: u32,
+    pages: PageList<AddressSpaceId>,
 }
 
 impl RecencyStack {
     /// The largest capacity: slots are numbered with 32 bits.
-    pub const MAX_CAPACITY: usize = (NIL - 1) as usize;
+    pub const MAX_CAPACITY: usize = u32::MAX as usize - 1;
 
     /// An empty stack for at most `capacity` pages.
     ///
@@ -68,87 +33,78 @@ impl RecencyStack {
     /// If the capacity is 0 or above [`Self::MAX_CAPACITY`].
     pub fn new(capacity: usize) -> Self {
         assert!((1..=Self::MAX_CAPACITY).contains(&capacity), "a recency stack of {capacity} pages");
-        Self { capacity, slots: Vec::new(), index: HashMap::default(), top: NIL, bottom: NIL }
+        Self { capacity, pages: PageList::new() }
     }
 
     /// How many pages are on the stack.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.pages.len()
     }
 
     /// Whether the stack is empty.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.len() == 0
     }
 
     /// Whether `page` is on the stack.
     pub fn contains(&self, page: PageNumber) -> bool {
-        self.index.contains_key(&page.0)
+        self.owner(page).is_some()
     }
 
     /// Who wrote `page` last, if it is on the stack.
     pub fn owner(&self, page: PageNumber) -> Option<AddressSpaceId> {
-        self.index.get(&page.0).map(|&slot| self.slots[slot as usize].entry.owner)
+        self.pages.get(trackable(page)?).copied()
     }
 
     /// Puts `page` on top. What fell out on that account: the bottom page of a full stack, or the page itself under
-    /// its former owner if that was another one. O(1).
+    /// its former owner if that was another one. Pages from [`UNTRACKED_FROM`](super::UNTRACKED_FROM) on are left alone.
+    /// O(1).
     pub fn touch(&mut self, page: PageNumber, owner: AddressSpaceId) -> Option<StackEntry> {
-        let entry = StackEntry { page, owner };
-        if let Some(&slot) = self.index.get(&page.0) {
-            self.unlink(slot);
-            self.link_on_top(slot);
-            let before = std::mem::replace(&mut self.slots[slot as usize].entry, entry);
-            return (before.owner != owner).then_some(before);
+        let number = trackable(page)?;
+        if let Some(current) = self.pages.touch(number) {
+            let before = std::mem::replace(current, owner);
+            return (before != owner).then_some(StackEntry { page, owner: before });
         }
-        if self.slots.len() < self.capacity {
-            let slot = self.slots.len() as u32;
-            self.slots.push(Slot { entry, above: NIL, below: NIL });
-            self.index.insert(page.0, slot);
-            self.link_on_top(slot);
-            return None;
-        }
-        let slot = self.bottom;
-        self.unlink(slot);
-        let dropped = std::mem::replace(&mut self.slots[slot as usize].entry, entry);
-        self.index.remove(&dropped.page.0);
-        self.index.insert(page.0, slot);
-        self.link_on_top(slot);
-        Some(dropped)
+        let dropped = if self.len() == self.capacity { self.pages.pop_bottom() } else { None };
+        self.pages.push(number, owner);
+        dropped.map(|(page, owner)| StackEntry { page: PageNumber(page.into()), owner })
     }
 
     /// The pages from the top down: the one written last comes first.
     pub fn iter(&self) -> impl Iterator<Item = StackEntry> {
-        let mut at = self.top;
-        std::iter::from_fn(move || {
-            let slot = self.slots.get(at as usize)?;
-            at = slot.below;
-            Some(slot.entry)
-        })
+        self.pages.iter().map(|(page, &owner)| StackEntry { page: PageNumber(page.into()), owner })
     }
+}
 
-    fn link_on_top(&mut self, slot: u32) {
-        let below = self.top;
-        self.slots[slot as usize].above = NIL;
-        self.slots[slot as usize].below = below;
-        match self.slots.get_mut(below as usize) {
-            Some(old_top) => old_top.above = slot,
-            None => self.bottom = slot,
-        }
-        self.top = slot;
-    }
+/// Pages that were written last in the same epoch, or in neighbouring ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AgeGroup {
+    /// How many pages.
+    pub pages: u64,
+    /// The most epochs that can have passed since the last write of any of them.
+    pub oldest_epochs: u64,
+}
 
-    fn unlink(&mut self, slot: u32) {
-        let Slot { above, below, .. } = self.slots[slot as usize];
-        match self.slots.get_mut(above as usize) {
-            Some(neighbour) => neighbour.below = below,
-            None => self.top = below,
-        }
-        match self.slots.get_mut(below as usize) {
-            Some(neighbour) => neighbour.above = above,
-            None => self.bottom = above,
-        }
+/// The fewest pages that any schedule can leave for the stop phase if the guest is paused now, in pages; the groups
+/// come in the order of age, the newest first, and `pages_per_epoch` is what the link carries.
+///
+/// With age(i) the age of the i-th most recently written page, that number is `max(0, max over i of i - pages_per_epoch
+/// · age(i))`: page i and the i − 1 that were written after it all had to be sent after that write. Within a group only
+/// the last page counts, since its number is the greatest and no age is known better than the group's. An age that is
+/// stated too high, or a page that is missing at the end, only makes the result less. So it is a lower bound: where it
+/// does not fit the downtime limit, no plan would have had the guest ready by now.
+///
+/// Nothing better exists and nothing better is possible: what is sent of a page before its last write is sent in vain, so
+/// each page is a job of one unit that is released at its last write, with the pause as the common end; a link that is
+/// never idle while such a job waits finishes as many of them as any.
+pub fn live_bound(groups: impl IntoIterator<Item = AgeGroup>, pages_per_epoch: f64) -> f64 {
+    let mut newer = 0_u64;
+    let mut bound = 0.0_f64;
+    for AgeGroup { pages, oldest_epochs } in groups {
+        newer += pages;
+        bound = bound.max(newer as f64 - pages_per_epoch * oldest_epochs as f64);
     }
+    bound
 }
 
 #[cfg(test)]
@@ -181,5 +137,41 @@ mod tests {
                 prop_assert!(model.iter().all(|entry| stack.owner(entry.page) == Some(entry.owner)));
             }
         }
+
+        /// Against the best of all schedules, found by trying: an epoch's link time goes to the pages whose last write
+        /// is past, and no schedule can send a page before that.
+        #[test]
+        fn the_bound_is_what_the_best_schedule_leaves(
+            last_writes in prop::collection::vec(0..12_u64, 0..60),
+            pages_per_epoch in 0..9_u32,
+        ) {
+            // Pages written at the beginning of epoch `e` of 12; the pause is at the end of the last one.
+            let mut left = 0;
+            let mut unsent = 0_u64;
+            for epoch in 0..12 {
+                unsent += last_writes.iter().filter(|&&written| written == epoch).count() as u64;
+                unsent = unsent.saturating_sub(u64::from(pages_per_epoch));
+                left = unsent;
+            }
+            let groups = (0..12).rev().map(|epoch| AgeGroup {
+                pages: last_writes.iter().filter(|&&written| written == epoch).count() as u64,
+                oldest_epochs: 12 - epoch,
+            });
+            prop_assert_eq!(live_bound(groups, f64::from(pages_per_epoch)), left as f64);
+        }
+    }
+
+    #[test]
+    fn pages_beyond_the_limit_are_left_alone() {
+        let mut stack = RecencyStack::new(4);
+        let far = PageNumber(super::super::UNTRACKED_FROM);
+        assert_eq!(stack.touch(far, AddressSpaceId::WHOLE_GUEST), None);
+        assert!(stack.is_empty() && !stack.contains(far));
+    }
+
+    #[test]
+    fn nothing_written_leaves_nothing() {
+        assert_eq!(live_bound([], 10.0), 0.0);
+        assert_eq!(live_bound([AgeGroup { pages: 5, oldest_epochs: 1 }], 10.0), 0.0);
     }
 }

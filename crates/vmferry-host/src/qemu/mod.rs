@@ -24,6 +24,7 @@ mod control;
 mod facts;
 mod findings;
 mod guest;
+mod processor;
 mod ram;
 
 pub use control::{
@@ -33,4 +34,8 @@ pub use control::{
 pub use facts::{Backend, Device, Facts, MAX_QOM_NODES, OtherRam};
 pub use findings::{Finding, Inspection, Severity, check};
 pub use guest::{QemuError, QemuGuest};
+pub use processor::{
+    MAX_PROCESSORS_AT_ONCE, PhysicalRange, ProcessorState, physical_memory, processor_state, processor_states,
+    processors,
+};
 pub use ram::{FileSystem, GuestRam, GuestRamBlock, HugePages, Mapping, RamAccess, RamError};

@@ -21,8 +21,9 @@ use serde_json::{Value, json};
 use super::error::QmpError;
 use super::message::{self, GreetingVersion, Message};
 
-/// The longest message we take. The largest answer we ask for is a few KiB; `query-qmp-schema` is about 250 KiB.
-pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// The longest message we take. The largest answer we ask for is `info mtree -f`: 15 KiB for a small guest, some MiB for
+/// one with hundreds of devices behind an IOMMU.
+pub const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Events kept until somebody asks for them; beyond it the oldest are dropped and counted.
 pub const MAX_QUEUED_EVENTS: usize = 1024;
 /// How long a socket that exists may refuse us: between making it and listening on it QEMU takes a moment.

@@ -14,9 +14,12 @@
 //!
 //! Lines it reads from the serial port: `check`, and `poweroff`.
 //!
+//! With the word `vmferry.processes` it starts several processes instead, see `processes.rs`.
+//!
 //! The first process must never end: the kernel would panic with a message about that instead of the cause. Every way
 //! out, a panic included, prints its reason and powers the machine off.
 
+mod processes;
 mod system;
 
 use std::error::Error;
@@ -27,7 +30,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{panic, process, thread};
 
-use vmferry_guest::{CheckReport, Drive, Gate, Memory, PAGE_BYTES, Parameters, Worker, region_words};
+use vmferry_guest::{CheckReport, Drive, Gate, Memory, PAGE_BYTES, Parameters, Processes, Worker, region_words};
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -76,6 +79,9 @@ fn run() -> Result<Never, Box<dyn Error>> {
     let console = Console { port: Mutex::new(port.try_clone()?) };
     let command_line = fs::read_to_string("/proc/cmdline")?;
     let parameters = Parameters::from_command_line(&command_line)?;
+    if let Some(wanted) = Processes::from_command_line(&command_line)? {
+        return processes::run(&console, &wanted);
+    }
     let workers = Worker::all(&parameters)?;
 
     check_available(&parameters, &fs::read_to_string("/proc/meminfo")?)?;

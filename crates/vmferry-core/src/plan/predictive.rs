@@ -1,0 +1,289 @@
+//! vmferry's own policy: the predicted working set is held back, and everything else goes, coldest first.
+//!
+//! Nothing is done in rounds. After each scan the pages to send until the next one are chosen anew, so a page that cooled
+//! is released and one that became hot is held. A *pass* is only a measure of work: as many pages sent as were pending
+//! when it began.
+
+use std::time::Duration;
+
+use super::policy::{AtRead, Decision, Hold, Moment, Policy, PushRules, SendOrder};
+use super::{Facts, PAGE_WIRE_BYTES, Patience};
+
+/// How much of the downtime budget the held pages may take. The rest is for pages written after the last scan.
+const HELD_SHARE_MAX: f64 = 0.85;
+/// The held pages get at least this share of that, however fast other pages become dirty.
+const HELD_SHARE_MIN: f64 = 0.3;
+/// What is left of the held pages' share after each pass without progress. Holding back is a bet on pages being written
+/// again; where it does not bring the pause nearer, as with a sweep, it ends up as plain pre-copy.
+const HELD_SHARE_DECAY: f64 = 0.5;
+/// What remains counts as less than before if it shrank below the best so far by this factor.
+const PROGRESS_FACTOR: f64 = 0.95;
+/// What remains goes up and down with the guest's epochs; it is smoothed over about this time before it is judged.
+const SMOOTHING: Duration = Duration::from_millis(300);
+/// The most passes made only to shorten a pause that fits already: the expectation behind them can be wrong.
+const EXTRA_PASSES_MAX: u32 = 4;
+/// A pass more is worth its time if it is expected to leave at most this share of what remains now.
+const GAIN_FACTOR: f64 = 0.7;
+/// No pause is looked for before so long a push: the bandwidth is hardly known.
+const MEASURING: Duration = Duration::from_millis(100);
+/// No schedule could have met the limit at any moment of so long, times the patience: then it is not waited for longer.
+const HOPELESS_FACTOR: f64 = 1.5;
+
+/// Holds back what will be written again soon, as far as the downtime rule allows.
+#[derive(Debug, Clone)]
+pub struct Predictive {
+    patience: Patience,
+    held_share: f64,
+    /// Pages that remain, smoothed, and when that was last updated.
+    smoothed: Option<(f64, Duration)>,
+    best: Option<(f64, Duration)>,
+    passes_since_best: u32,
+    extra_passes: u32,
+    hopeless_since: Option<Duration>,
+}
+
+impl Predictive {
+    /// Nothing seen yet.
+    pub fn new(patience: Patience) -> Self {
+        Self {
+            patience,
+            held_share: HELD_SHARE_MAX,
+            smoothed: None,
+            best: None,
+            passes_since_best: 0,
+            extra_passes: 0,
+            hopeless_since: None,
+        }
+    }
+
+    /// Whether one more pass would shorten the pause by more than its own worth: it costs little of the time spent so
+    /// far and leaves markedly less.
+    fn another_pass_pays(facts: &Facts) -> bool {
+        let Some(bandwidth) = facts.bandwidth_bytes_per_s else { return false };
+        if facts.unheld_pages == 0 {
+            return false;
+        }
+        let pass_s = facts.unheld_pages as f64 * PAGE_WIRE_BYTES as f64 / bandwidth + facts.epoch.as_secs_f64();
+        let held = facts.pending_pages - facts.unheld_pages;
+        let fresh = facts.fresh_pages_per_epoch as f64 * pass_s / facts.epoch.as_secs_f64();
+        let left = held as f64 + fresh.min(facts.unheld_pages as f64);
+        left <= facts.pending_pages as f64 * GAIN_FACTOR && pass_s <= facts.pushing_for.as_secs_f64() / 10.0
+    }
+
+    /// Whether for a long time not even a schedule that knows the future could have paused within the limit.
+    fn is_hopeless(&mut self, facts: &Facts) -> bool {
+        let least = facts.least_stop_pages.unwrap_or(0);
+        if facts.bandwidth_bytes_per_s.is_none() || least * PAGE_WIRE_BYTES <= facts.budget_bytes() {
+            self.hopeless_since = None;
+            return false;
+        }
+        let since = *self.hopeless_since.get_or_insert(facts.pushing_for);
+        facts.pushing_for.saturating_sub(since) >= self.patience.time.mul_f64(HOPELESS_FACTOR)
+    }
+
+    /// Notes what remains; returns whether that is progress, or the first look.
+    fn progressed(&mut self, facts: &Facts) -> bool {
+        let now = facts.pushing_for;
+        let pending = facts.pending_pages as f64;
+        let smoothed = match self.smoothed {
+            Some((before, at)) => {
+                let share = now.saturating_sub(at).as_secs_f64() / SMOOTHING.as_secs_f64();
+                before + (pending - before) * share.min(1.0)
+            }
+            None => pending,
+        };
+        self.smoothed = Some((smoothed, now));
+        let better = self.best.is_none_or(|(best, _)| smoothed < best * PROGRESS_FACTOR);
+        if better {
+            self.best = Some((smoothed, now));
+            self.passes_since_best = 0;
+        }
+        better
+    }
+}
+
+impl Policy for Predictive {
+    fn name(&self) -> &'static str {
+        "vmferry"
+    }
+
+    fn rules(&self) -> PushRules {
+        PushRules { order: SendOrder::ColdestFirst, at_read: AtRead::Rearm, scan_every_epoch: true, observe: true }
+    }
+
+    /// The held pages share the budget with the fresh ones: as many are held as leave room for one epoch of those.
+    fn hold(&self, facts: &Facts, heats: &[f64], other_heat: f64) -> Hold {
+        let budget_pages = (facts.budget_bytes() / PAGE_WIRE_BYTES) as f64;
+        let most = (budget_pages * self.held_share) as usize;
+        let least = (budget_pages * self.held_share * HELD_SHARE_MIN) as usize;
+        let mut pages = 0;
+        let mut fresh: f64 = other_heat + heats.iter().sum::<f64>();
+        for &heat in heats.iter().take(most) {
+            // Holding one page more takes a page of the budget and lessens the fresh ones by its heat, at most one:
+            // once the room is used up, more holding never makes room.
+            if pages >= least && pages as f64 + fresh > budget_pages * self.held_share + heat {
+                break;
+            }
+            pages += 1;
+            fresh -= heat;
+        }
+        Hold { pages, fresh_pages_per_epoch: fresh.max(0.0) }
+    }
+
+    fn decide(&mut self, moment: Moment, facts: &Facts) -> Decision {
+        let hopeless = self.is_hopeless(facts);
+        if facts.pushing_for >= MEASURING && facts.fits() {
+            if self.extra_passes >= EXTRA_PASSES_MAX || !Self::another_pass_pays(facts) {
+                return Decision::Pause;
+            }
+            self.extra_passes += u32::from(moment == Moment::PassEnd);
+            return Decision::Push;
+        }
+        if hopeless {
+            return Decision::GiveUp;
+        }
+        if facts.passes == 0 || self.progressed(facts) {
+            return Decision::Push;
+        }
+        if moment == Moment::PassEnd {
+            self.passes_since_best += 1;
+            self.held_share *= HELD_SHARE_DECAY;
+        }
+        let since = self.best.map_or(Duration::ZERO, |(_, at)| facts.pushing_for.saturating_sub(at));
+        if self.passes_since_best >= self.patience.passes && since >= self.patience.time {
+            return Decision::GiveUp;
+        }
+        Decision::Push
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::facts;
+    use super::*;
+
+    fn patience() -> Patience {
+        Patience { passes: 3, time: Duration::from_secs(1) }
+    }
+
+    fn policy() -> Predictive {
+        Predictive::new(patience())
+    }
+
+    #[test]
+    fn held_pages_leave_room_for_fresh_ones() {
+        let held = |heats: &[f64], other: f64| {
+            let hold = policy().hold(&facts(), heats, other);
+            (hold.pages, hold.fresh_pages_per_epoch)
+        };
+        let budget = (facts().budget_bytes() / PAGE_WIRE_BYTES) as usize;
+        let most = (budget as f64 * HELD_SHARE_MAX) as usize;
+        assert_eq!(held(&vec![1.0; most], 0.0), (most, 0.0), "all of a hot set that fits");
+        assert_eq!(held(&vec![0.001; 100], 0.0).0, 100, "and of a cooler one");
+        let (pages, fresh) = held(&vec![0.5; most], 400.0);
+        assert!(pages < most && fresh > 400.0, "{pages} held, {fresh} fresh");
+        let (pages, _) = held(&vec![1.0; 100 * budget], 0.0);
+        assert_eq!(pages, (budget as f64 * HELD_SHARE_MAX * HELD_SHARE_MIN) as usize, "a storm leaves the least share");
+        assert_eq!(held(&[], 3.0), (0, 3.0));
+        let no_time = Facts { downtime_limit: Duration::from_millis(10), ..facts() };
+        assert_eq!(policy().hold(&no_time, &[1.0], 0.0).pages, 0);
+    }
+
+    #[test]
+    fn less_is_held_back_where_it_does_not_help() {
+        let mut policy = policy();
+        let stuck = Facts { pending_pages: 50_000, ..facts() };
+        let mut held = Vec::new();
+        for _ in 0..6 {
+            policy.decide(Moment::PassEnd, &stuck);
+            held.push(policy.hold(&stuck, &vec![0.2; 5000], 0.0).pages);
+        }
+        assert!(held[0] > 300 && held.is_sorted_by(|a, b| a >= b) && held[5] < held[0] / 8, "{held:?}");
+    }
+
+    #[test]
+    fn without_a_measured_bandwidth_it_never_pauses() {
+        let blind = Facts { bandwidth_bytes_per_s: None, pending_pages: 0, ..facts() };
+        for moment in [Moment::Scan, Moment::PassEnd] {
+            assert_eq!(policy().decide(moment, &blind), Decision::Push);
+        }
+    }
+
+    #[test]
+    fn it_gives_up_only_after_passes_and_time_without_progress() {
+        let stuck =
+            |pages, seconds| Facts { pending_pages: pages, pushing_for: Duration::from_secs(seconds), ..facts() };
+        let mut patient = policy();
+        for second in 1..4 {
+            assert_eq!(patient.decide(Moment::PassEnd, &stuck(50_000, second)), Decision::Push);
+        }
+        assert_eq!(patient.decide(Moment::PassEnd, &stuck(40_000, 4)), Decision::Push, "progress");
+        for second in 5..7 {
+            assert_eq!(patient.decide(Moment::PassEnd, &stuck(50_000, second)), Decision::Push);
+        }
+        assert_eq!(patient.decide(Moment::PassEnd, &stuck(50_000, 7)), Decision::GiveUp);
+
+        let mut hasty = policy();
+        for _ in 0..20 {
+            assert_eq!(hasty.decide(Moment::PassEnd, &stuck(50_000, 1)), Decision::Push, "no time went by");
+        }
+    }
+
+    #[test]
+    fn ups_and_downs_are_no_progress() {
+        let mut policy = policy();
+        let mut ended = None;
+        for step in 0..200_u64 {
+            let pending_pages = if step % 4 == 0 { 30_000 } else { 60_000 };
+            let pushing_for = Duration::from_millis(step * 50);
+            let facts = Facts { pending_pages, pushing_for, ..facts() };
+            if policy.decide(Moment::PassEnd, &facts) == Decision::GiveUp {
+                ended = Some(pushing_for);
+                break;
+            }
+        }
+        assert!(ended.is_some_and(|after| after < Duration::from_secs(3)), "{ended:?}");
+    }
+
+    #[test]
+    fn what_no_schedule_could_meet_is_given_up_early() {
+        let mut policy = policy();
+        let facts = |ms, least| Facts {
+            passes: 0,
+            pending_pages: 1_000_000,
+            pushing_for: Duration::from_millis(ms),
+            least_stop_pages: Some(least),
+            ..facts()
+        };
+        for ms in (0..1400).step_by(50) {
+            assert_eq!(policy.decide(Moment::Scan, &facts(ms, 2000)), Decision::Push);
+        }
+        // A moment at which it would have been possible.
+        assert_eq!(policy.decide(Moment::Scan, &facts(1400, 1000)), Decision::Push);
+        for ms in (1450..2950).step_by(50) {
+            assert_eq!(policy.decide(Moment::Scan, &facts(ms, 2000)), Decision::Push);
+        }
+        assert_eq!(policy.decide(Moment::Scan, &facts(2950, 2000)), Decision::GiveUp);
+    }
+
+    #[test]
+    fn a_pass_that_pays_is_made_before_pausing() {
+        let mut policy = policy();
+        let cold_rest = Facts { unheld_pages: 900, ..facts() };
+        assert_eq!(policy.decide(Moment::PassEnd, &cold_rest), Decision::Push);
+        assert_eq!(policy.decide(Moment::PassEnd, &facts()), Decision::Pause);
+        let rewritten = Facts { unheld_pages: 900, fresh_pages_per_epoch: 900, ..facts() };
+        assert_eq!(policy.decide(Moment::PassEnd, &rewritten), Decision::Pause);
+        let early = Facts { pushing_for: Duration::from_millis(50), ..facts() };
+        assert_eq!(policy.decide(Moment::Scan, &early), Decision::Push);
+        assert_eq!(policy.decide(Moment::Scan, &Facts { passes: 0, ..facts() }), Decision::Pause);
+    }
+
+    #[test]
+    fn extra_passes_are_bounded() {
+        let mut policy = policy();
+        let cold_rest = Facts { unheld_pages: 900, ..facts() };
+        let passes = (0..100).take_while(|_| policy.decide(Moment::PassEnd, &cold_rest) == Decision::Push).count();
+        assert_eq!(passes, EXTRA_PASSES_MAX as usize);
+    }
+}
