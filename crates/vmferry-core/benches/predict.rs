@@ -13,8 +13,10 @@ use vmferry_core::predict::{Predictor, PredictorSpec};
 
 /// A guest of 1 TiB.
 const GUEST_PAGES: u64 = 1 << 28;
-/// The epochs of a workload differ, and come again after so many.
+/// The epochs of a workload differ, and come again after so many. Pages of more than ten epochs of new ones are forgotten
+/// by then.
 const DIFFERENT_EPOCHS: usize = 8;
+const DIFFERENT_EPOCHS_OF_NEW_PAGES: usize = 24;
 
 struct Effort {
     sizes: Vec<usize>,
@@ -90,7 +92,7 @@ impl Workload {
             Self::All => "all written in each epoch",
             Self::Tenth => "a random tenth in each epoch",
             Self::TenthOf16 => "a random tenth in each epoch, of 16 address spaces",
-            Self::Zipf => "by Zipf's law, as many writes as pages",
+            Self::Zipf => "as many random writes as pages in each epoch, zipf 1.0",
             Self::Churn => "a tenth as many in each epoch, all of them new",
         }
     }
@@ -108,7 +110,8 @@ impl Workload {
             }));
         }
         let mut epochs = vec![hot.clone()];
-        for _ in 0..DIFFERENT_EPOCHS {
+        let different = if self == Self::Churn { DIFFERENT_EPOCHS_OF_NEW_PAGES } else { DIFFERENT_EPOCHS };
+        for _ in 0..different {
             epochs.push(match self {
                 Self::All => hot.clone(),
                 Self::Tenth | Self::TenthOf16 => {

@@ -328,6 +328,47 @@ Examples:
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Make a trace of another tool's record
+    #[command(after_help = "\
+Examples:
+  vmferry trace import writes.csv -o writes.parquet --epoch 50ms
+  valgrind --tool=lackey --trace-mem=yes sort words 2>&1 >/dev/null |
+      vmferry trace import - --format lackey -o sort.parquet
+
+docs/TRACES.md of the sources says which columns a CSV file has.")]
+    Import {
+        /// The record; `-` for standard input
+        input: PathBuf,
+        /// Where the trace goes
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+        /// What the record is
+        #[arg(long, value_enum, default_value_t = ImportFormat::Csv)]
+        format: ImportFormat,
+        /// Length of an epoch
+        #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = epoch)]
+        epoch: Duration,
+        /// The guest's RAM [default: as much as the record needs]
+        #[arg(long, value_name = "SIZE", value_parser = units::bytes)]
+        memory: Option<u64>,
+        /// Number pages in the order in which they are first touched (CSV; always so with lackey)
+        #[arg(long)]
+        renumber: bool,
+        /// Instructions that make an epoch (lackey)
+        #[arg(long, value_name = "N", default_value_t = 10_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+        instructions: u64,
+        /// Record what was read, too (lackey)
+        #[arg(long)]
+        accessed: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImportFormat {
+    /// A table with a header: epoch or time_us, page or address, and more
+    Csv,
+    /// The output of valgrind --tool=lackey --trace-mem=yes
+    Lackey,
 }
 
 const SIMULATE_EXAMPLES: &str = "\

@@ -1,16 +1,17 @@
 //! `vmferry trace`.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use vmferry_core::pages::PAGE_BYTES;
 use vmferry_sim::trace::generate::{GeneratorSpec, workloads};
+use vmferry_sim::trace::import::{CsvOptions, LackeyOptions, Numbering, csv, lackey};
 use vmferry_sim::trace::{Info, Trace, file};
 
-use crate::cli::TraceCommand;
+use crate::cli::{ImportFormat, TraceCommand};
 use crate::output::{print_bytes, print_json};
 use crate::units::{show_bytes, show_ms, show_rate};
 
@@ -28,6 +29,23 @@ pub(crate) fn run(command: &TraceCommand) -> anyhow::Result<ExitCode> {
             };
             write(&spec.generate(*seed)?, output)?;
         }
+        TraceCommand::Import { input, output, format, epoch, memory, renumber, instructions, accessed } => {
+            let name = output.display().to_string();
+            let (guest_pages, epoch) = (memory.map(|bytes| bytes.div_ceil(PAGE_BYTES)), *epoch);
+            let from = open(input)?;
+            let imported = match format {
+                ImportFormat::Csv => {
+                    let numbering = if *renumber { Numbering::FirstTouch } else { Numbering::AsGiven };
+                    csv(from, &CsvOptions { name, guest_pages, epoch, numbering })
+                }
+                ImportFormat::Lackey => {
+                    let (epoch_instructions, accessed) = (*instructions, *accessed);
+                    lackey(from, &LackeyOptions { name, guest_pages, epoch_instructions, epoch, accessed })
+                }
+            }
+            .with_context(|| format!("cannot import {}", input.display()))?;
+            write(&imported.trace, output)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -36,6 +54,15 @@ pub(crate) fn run(command: &TraceCommand) -> anyhow::Result<ExitCode> {
 pub(crate) fn read(path: &Path) -> anyhow::Result<Trace> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     file::read(BufReader::new(file)).with_context(|| format!("cannot read the trace {}", path.display()))
+}
+
+/// A file, or standard input for `-`.
+fn open(path: &Path) -> anyhow::Result<Box<dyn BufRead>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdin().lock()));
+    }
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Box::new(BufReader::new(file)))
 }
 
 fn write(trace: &Trace, path: &Path) -> anyhow::Result<()> {
