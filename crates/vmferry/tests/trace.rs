@@ -1,6 +1,6 @@
 //! `vmferry trace`, as a user has it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 fn vmferry(arguments: &[&str], input: &str) -> Output {
@@ -20,7 +20,7 @@ fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
-fn info(path: &PathBuf) -> serde_json::Value {
+fn info(path: &Path) -> serde_json::Value {
     let output = vmferry(&["trace", "info", "--json", path.to_str().expect("a plain path")], "");
     assert!(output.status.success(), "{output:?}");
     serde_json::from_slice(&output.stdout).expect("JSON")
