@@ -10,6 +10,7 @@ mod cpio;
 mod run;
 mod setup;
 mod tasks;
+mod workloads;
 mod workspace;
 
 use std::path::PathBuf;
@@ -54,6 +55,9 @@ enum Command {
         /// Fetch and unpack again what is already there
         #[arg(long)]
         force: bool,
+        /// Build the guest with real programs as well (redis, sqlite, gzip, python, nginx), and say how to start it
+        #[arg(long)]
+        study: bool,
     },
     /// Set up, then check formatting and lints, and run all tests
     Test {
@@ -122,7 +126,13 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     let workspace = Workspace::locate()?;
     match command {
-        Command::Setup { force } => setup::setup(&workspace, force).map(|()| ExitCode::SUCCESS),
+        Command::Setup { force, study } => {
+            setup::setup(&workspace, force)?;
+            if study {
+                tasks::study_guest(&workspace)?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Test { fail_fast, arguments } => tasks::test(&workspace, fail_fast, &arguments),
         Command::Verify { seconds } => tasks::verify(&workspace, seconds),
         Command::Demo { arguments } => tasks::demo(&workspace, &arguments),

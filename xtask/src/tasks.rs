@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use crate::BenchName;
 use crate::run::{cargo, passes};
 use crate::setup::setup;
+use crate::workloads::{self, Workload};
 use crate::workspace::Workspace;
 
 /// How one step of a task ended.
@@ -105,6 +106,17 @@ pub(crate) fn verify(workspace: &Workspace, fuzz_seconds: u32) -> Result<ExitCod
     outcomes.push(timed("fuzz", || if_installed(workspace, "fuzz", FUZZ_NEEDS, &mut command))?);
 
     Ok(summarise(&outcomes))
+}
+
+/// Builds the guest with real programs, and says how each of its workloads is started.
+pub(crate) fn study_guest(workspace: &Workspace) -> Result<()> {
+    let guest = workloads::build(workspace)?;
+    println!("kernel {}, initial RAM disk {}; workloads:", guest.kernel.display(), guest.initramfs.display());
+    for workload in workloads::WORKLOADS {
+        let Workload { name, about, memory_bytes, command_line } = workload;
+        println!("{name:<8} {about}; {} MiB, command line: {command_line}", memory_bytes >> 20);
+    }
+    Ok(())
 }
 
 /// Builds the binary in release mode and runs its demo on the tools of this workspace.

@@ -24,8 +24,6 @@ const SMOOTHING: Duration = Duration::from_millis(300);
 const EXTRA_PASSES_MAX: u32 = 4;
 /// A pass more is worth its time if it is expected to leave at most this share of what remains now.
 const GAIN_FACTOR: f64 = 0.7;
-/// No pause is looked for before so long a push: the bandwidth is hardly known.
-const MEASURING: Duration = Duration::from_millis(100);
 /// No schedule could have met the limit at any moment of so long, times the patience: then it is not waited for longer.
 const HOPELESS_FACTOR: f64 = 1.5;
 
@@ -132,7 +130,9 @@ impl Policy for Predictive {
 
     fn decide(&mut self, moment: Moment, facts: &Facts) -> Decision {
         let hopeless = self.is_hopeless(facts);
-        if facts.pushing_for >= MEASURING && facts.fits() {
+        // In the first pass a pause is not looked for: the bandwidth is hardly known, and a pause that is as long as allowed
+        // can soon be a short one.
+        if facts.passes > 0 && facts.fits() {
             if self.extra_passes >= EXTRA_PASSES_MAX || !Self::another_pass_pays(facts) {
                 return Decision::Pause;
             }
@@ -274,9 +274,12 @@ mod tests {
         assert_eq!(policy.decide(Moment::PassEnd, &facts()), Decision::Pause);
         let rewritten = Facts { unheld_pages: 900, fresh_pages_per_epoch: 900, ..facts() };
         assert_eq!(policy.decide(Moment::PassEnd, &rewritten), Decision::Pause);
-        let early = Facts { pushing_for: Duration::from_millis(50), ..facts() };
-        assert_eq!(policy.decide(Moment::Scan, &early), Decision::Push);
-        assert_eq!(policy.decide(Moment::Scan, &Facts { passes: 0, ..facts() }), Decision::Pause);
+        assert_eq!(
+            policy.decide(Moment::Scan, &Facts { passes: 0, ..facts() }),
+            Decision::Push,
+            "never in the first pass"
+        );
+        assert_eq!(policy.decide(Moment::Scan, &facts()), Decision::Pause);
     }
 
     #[test]
