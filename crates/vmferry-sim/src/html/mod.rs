@@ -1,6 +1,6 @@
 //! A sweep as one HTML page: tables, plots and the figures themselves. It loads nothing and runs nothing.
 //!
-//! The plots are SVG of our own ([`chart`]). The page's figures stand in it once more as JSON, in the `script` element with
+//! The plots are SVG of our own (`chart`). The page's figures stand in it once more as JSON, in the `script` element with
 //! the id `data`, for whoever wants to work with them.
 
 mod chart;

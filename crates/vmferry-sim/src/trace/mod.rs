@@ -1,6 +1,6 @@
 //! What a guest wrote, epoch by epoch.
 //!
-//! A [`Trace`] is held in memory whole. It comes from a file ([`file`]), from a generator ([`generate`]) or from another
+//! A [`Trace`] is held in memory whole. It comes from a file ([`mod@file`]), from a generator ([`generate`]) or from another
 //! tool's record ([`import`]); [`Info`] sums it up. What a trace cannot say: how often a page was written in an epoch,
 //! when in it, and in which order. Write tracking shows one bit per page and epoch.
 

@@ -5,7 +5,7 @@
 //! was written, so that sums by epoch come out right in any tool. What is said of the trace as a whole is in the file's
 //! key-value metadata.
 //!
-//! [`Writer`] takes epochs as they come, in bounded memory; [`Reader`] gives them back one by one. [`write`] and
+//! [`Writer`] takes epochs as they come, in bounded memory; [`Reader`] gives them back one by one. [`write()`] and
 //! [`read`] are for whole traces.
 
 mod parquet;
