@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::Result;
+use lcbst_figures::picture::{Figure, Panel, Point, Scale, Series, Ticks};
+use lcbst_figures::spread::{Spread, quantile};
+use lcbst_figures::table::{Column, Table, cell};
 
 use crate::effort::Effort;
-use crate::picture::{Figure, Panel, Point, Scale, Series};
-use crate::spread::{Spread, quantile};
-use crate::subject::{Shared, all_shared};
-use crate::table::{Column, Table, cell};
+use crate::subject::{self, Shared, all_shared};
 use crate::workload::{Pattern, Workload, shuffled};
 
 /// Threads that access at the same time.
@@ -247,6 +247,8 @@ pub(crate) fn draw(table: &Table) -> Result<Figure> {
             let plural = if threads == 1 { "" } else { "s" };
             panels.push(Panel {
                 title: format!("{title}, {threads} thread{plural}"),
+                x_label: "number of nodes (keys)".to_owned(),
+                x_ticks: Ticks::PowersOfTen,
                 y_label: "delay of one access (ns)".to_owned(),
                 y_scale: Scale::Logarithmic,
                 series,
@@ -258,6 +260,7 @@ pub(crate) fn draw(table: &Table) -> Result<Figure> {
         caption: "Lines: median of the repetitions. Bands: quartiles. Lower is better.".to_owned(),
         columns: 2,
         panels,
+        looks: subject::look,
     })
 }
 

@@ -6,11 +6,8 @@
 
 mod delay;
 mod effort;
-mod picture;
 mod response;
-mod spread;
 mod subject;
-mod table;
 mod workload;
 
 use std::fs;
@@ -19,9 +16,10 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::{Parser, ValueEnum};
 
+use lcbst_figures::picture::{self, Figure};
+use lcbst_figures::table::Table;
+
 use crate::effort::Effort;
-use crate::picture::Figure;
-use crate::table::Table;
 
 /// Measure and draw the figures: response time, delay, growth.
 #[derive(Debug, Parser)]

@@ -15,8 +15,6 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{FontStyle, register_font};
 
-use crate::subject;
-
 /// Pixels of a PNG's drawing for one of its own, in each direction.
 const OVERSAMPLING: u32 = 2;
 
@@ -40,30 +38,36 @@ const FAMILY: &str = "sans-serif";
 
 /// A value with its spread.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Point {
-    pub(crate) x: f64,
-    pub(crate) low: f64,
-    pub(crate) middle: f64,
-    pub(crate) high: f64,
+pub struct Point {
+    /// Where on the horizontal axis, above 0.
+    pub x: f64,
+    /// The lower end of the band.
+    pub low: f64,
+    /// Where the line goes through.
+    pub middle: f64,
+    /// The upper end of the band.
+    pub high: f64,
 }
 
 impl Point {
     /// A value without spread.
-    pub(crate) const fn exact(x: f64, y: f64) -> Self {
+    pub const fn exact(x: f64, y: f64) -> Self {
         Self { x, low: y, middle: y, high: y }
     }
 }
 
 /// One line of a panel.
 #[derive(Clone, Debug)]
-pub(crate) struct Series {
-    pub(crate) name: String,
-    pub(crate) points: Vec<Point>,
+pub struct Series {
+    /// Its name in the legend, which says how it is drawn.
+    pub name: String,
+    /// From left to right.
+    pub points: Vec<Point>,
 }
 
 impl Series {
     /// Adds a point to the series of this name, which is created if need be.
-    pub(crate) fn add(all: &mut Vec<Self>, name: &str, point: Point) {
+    pub fn add(all: &mut Vec<Self>, name: &str, point: Point) {
         match all.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(point),
             None => all.push(Self { name: name.to_owned(), points: vec![point] }),
@@ -73,8 +77,10 @@ impl Series {
 
 /// The scale of a vertical axis. The horizontal one is always logarithmic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scale {
+pub enum Scale {
+    /// From 0.
     Linear,
+    /// From the least value, which is above 0.
     Logarithmic,
 }
 
@@ -91,7 +97,8 @@ impl Scale {
         let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
         let all: Vec<f64> = match self {
             Self::Linear => {
-                let step = if high < 15.0 { 2.0 } else { 5.0 };
+                let steps = [(0.6, 0.1), (1.5, 0.2), (4.0, 0.5), (15.0, 2.0), (f64::INFINITY, 5.0)];
+                let step = steps.iter().find(|(most, _)| high < *most).map_or(1.0, |(_, step)| *step);
                 (0..=20).map(|at| f64::from(at) * step).collect()
             }
             Self::Logarithmic => {
@@ -139,31 +146,60 @@ impl ValueFormatter<f64> for Axis {
 
 /// One diagram.
 #[derive(Clone, Debug)]
-pub(crate) struct Panel {
-    pub(crate) title: String,
-    pub(crate) y_label: String,
-    pub(crate) y_scale: Scale,
-    pub(crate) series: Vec<Series>,
+pub struct Panel {
+    /// What it shows.
+    pub title: String,
+    /// What the horizontal axis is.
+    pub x_label: String,
+    /// The values labelled there.
+    pub x_ticks: Ticks,
+    /// What the vertical axis is.
+    pub y_label: String,
+    /// And how it is divided.
+    pub y_scale: Scale,
+    /// The lines, of which there must be one.
+    pub series: Vec<Series>,
+}
+
+/// Which values of the horizontal axis are labelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ticks {
+    /// 10⁰, 10¹ and so on.
+    PowersOfTen,
+    /// Those at which there are points.
+    AtPoints,
 }
 
 /// A picture of several panels, row by row.
 #[derive(Clone, Debug)]
-pub(crate) struct Figure {
-    pub(crate) title: String,
-    pub(crate) caption: String,
-    pub(crate) columns: usize,
-    pub(crate) panels: Vec<Panel>,
+pub struct Figure {
+    /// The line above it.
+    pub title: String,
+    /// The line below it.
+    pub caption: String,
+    /// Panels in a row.
+    pub columns: usize,
+    /// The panels.
+    pub panels: Vec<Panel>,
+    /// How a series of this name is drawn, in all panels alike.
+    pub looks: fn(&str) -> Look,
 }
 
 /// Makes the built-in font known. To be called before anything is drawn.
-pub(crate) fn load_font() -> Result<()> {
+///
+/// # Errors
+/// None but a build without the font.
+pub fn load_font() -> Result<()> {
     register_font(FAMILY, FontStyle::Normal, dejavu::sans::regular())
         .map_err(|_| anyhow!("the built-in font cannot be read"))
 }
 
 impl Figure {
     /// Writes the picture as a drawing and as an image. [`load_font`] comes first.
-    pub(crate) fn write(&self, svg: &Path, png: &Path) -> Result<()> {
+    ///
+    /// # Errors
+    /// Where there is a panel without a line, or a file cannot be written.
+    pub fn write(&self, svg: &Path, png: &Path) -> Result<()> {
         ensure!(self.panels.iter().all(|panel| !panel.series.is_empty()), "{}: there is nothing to draw", self.title);
         let legend = self.legend()?;
         let (width, height) = self.size(&legend);
@@ -214,7 +250,7 @@ impl Figure {
             let last = lines.len() - 1;
             lines[last].push((&series.name, entry_width));
         }
-        Ok(Legend { lines })
+        Ok(Legend { lines, looks: self.looks })
     }
 
     fn paint<DB: DrawingBackend>(&self, root: &Area<DB>, legend: &Legend<'_>, scale: i32) -> Painted<DB> {
@@ -228,7 +264,7 @@ impl Figure {
         let (_, body) = above.split_vertically(TITLE_HEIGHT * scale);
         let rows = self.panels.len().div_ceil(self.columns);
         for (area, panel) in body.split_evenly((rows, self.columns)).iter().zip(&self.panels) {
-            panel.paint(area, scale)?;
+            panel.paint(area, scale, self.looks)?;
         }
         legend.paint(&below, scale)?;
         let caption = text(TEXT * scale).pos(centre).color(&RGBColor(90, 90, 90));
@@ -239,6 +275,7 @@ impl Figure {
 /// Names and the widths of their entries in pixels, line by line.
 struct Legend<'a> {
     lines: Vec<Vec<(&'a str, i32)>>,
+    looks: fn(&str) -> Look,
 }
 
 impl Legend<'_> {
@@ -256,7 +293,7 @@ impl Legend<'_> {
             let mut x = (width - (length - LEGEND_GAP) * scale) / 2;
             for &(name, entry_width) in entries {
                 let (end, middle) = (x + (LEGEND_KEY_WIDTH - 10) * scale, x + (LEGEND_KEY_WIDTH - 10) * scale / 2);
-                let look = Look::of(name);
+                let look = (self.looks)(name);
                 for piece in look.pieces(&[(f64::from(x), f64::from(y)), (f64::from(end), f64::from(y))], scale) {
                     let pixels: Vec<(i32, i32)> = piece.into_iter().map(|(x, y)| (x as i32, y as i32)).collect();
                     area.draw(&PathElement::new(pixels, look.colour.stroke_width(2 * scale as u32)))?;
@@ -274,7 +311,7 @@ impl Legend<'_> {
 }
 
 impl Panel {
-    fn paint<DB: DrawingBackend>(&self, area: &Area<DB>, scale: i32) -> Painted<DB> {
+    fn paint<DB: DrawingBackend>(&self, area: &Area<DB>, scale: i32, looks: fn(&str) -> Look) -> Painted<DB> {
         let points = || self.series.iter().flat_map(|series| &series.points);
         let least = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::INFINITY, f64::min);
         let most = |values: &mut dyn Iterator<Item = f64>| values.fold(f64::NEG_INFINITY, f64::max);
@@ -285,12 +322,19 @@ impl Panel {
                 (least(&mut points().map(|point| point.low)) / 1.3, most(&mut points().map(|point| point.high)) * 1.3)
             }
         };
-        let x_axis = Axis {
-            ends: x_low..x_high,
-            scale: Scale::Logarithmic,
-            ticks: (0..=9).map(|decade| 10_f64.powi(decade)).filter(|tick| (x_low..=x_high).contains(tick)).collect(),
-            label: |value| power_of_ten(value.log10().round() as usize),
+        let (ticks, label): (Vec<f64>, fn(f64) -> String) = match self.x_ticks {
+            Ticks::PowersOfTen => {
+                let powers = (0..=9).map(|decade| 10_f64.powi(decade)).filter(|tick| (x_low..=x_high).contains(tick));
+                (powers.collect(), |value| power_of_ten(value.log10().round() as usize))
+            }
+            Ticks::AtPoints => {
+                let mut places: Vec<f64> = points().map(|point| point.x).collect();
+                places.sort_by(f64::total_cmp);
+                places.dedup();
+                (places, plain)
+            }
         };
+        let x_axis = Axis { ends: x_low..x_high, scale: Scale::Logarithmic, ticks, label };
         let y_axis =
             Axis { ends: y_low..y_high, scale: self.y_scale, ticks: self.y_scale.ticks(y_low, y_high), label: plain };
 
@@ -309,19 +353,19 @@ impl Panel {
             .set_all_tick_mark_size(5 * scale)
             .label_style(text(TEXT * scale))
             .axis_desc_style(text(TEXT * scale))
-            .x_desc("number of nodes (keys)")
+            .x_desc(&self.x_label)
             .y_desc(&self.y_label)
             .draw()?;
 
         for series in &self.series {
-            let look = Look::of(&series.name);
+            let look = looks(&series.name);
             let upper = series.points.iter().map(|point| (point.x, point.high));
             let lower = series.points.iter().rev().map(|point| (point.x, point.low));
             let band: Vec<(f64, f64)> = upper.chain(lower).collect();
             chart.draw_series([Polygon::new(band, look.colour.mix(0.22).filled())])?;
         }
         for series in &self.series {
-            let look = Look::of(&series.name);
+            let look = looks(&series.name);
             let line: Vec<(f64, f64)> = series.points.iter().map(|point| (point.x, point.middle)).collect();
             let style = look.colour.stroke_width(2 * scale as u32);
             if look.is_dashed {
@@ -346,31 +390,22 @@ fn text(size: i32) -> TextStyle<'static> {
     (FAMILY, size).into_font().color(&BLACK)
 }
 
-/// How a series is drawn. The colours are those of Okabe and Ito, told apart with colour-blind eyes too, and a few more;
-/// the markers differ where colours are close.
-#[derive(Clone, Copy, Debug)]
-struct Look {
+/// How a series is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
     colour: RGBColor,
     marker: Marker,
     is_dashed: bool,
 }
 
 impl Look {
-    fn of(name: &str) -> Self {
-        let (colour, marker) = match name {
-            subject::SPLAY | subject::MUTEX_SPLAY => (RGBColor(0xd5, 0x5e, 0x00), Marker::Circle),
-            subject::LAZY | subject::MUTEX_LAZY => (RGBColor(0x00, 0x72, 0xb2), Marker::Square),
-            subject::LAZY_AS_PRINTED => (RGBColor(0x56, 0xb4, 0xe9), Marker::Diamond),
-            subject::CB_TREE | subject::MUTEX_CB_TREE => (RGBColor(0x00, 0x9e, 0x73), Marker::Triangle),
-            subject::SEMI_SPLAY => (RGBColor(0xe6, 0x9f, 0x00), Marker::Diamond),
-            subject::SPLAY_CRATE => (RGBColor(0x7a, 0x3b, 0x10), Marker::PointDown),
-            subject::B_TREE_MAP | subject::RW_LOCK_B_TREE_MAP => (RGBColor(0x20, 0x20, 0x20), Marker::PointDown),
-            subject::HASH_MAP | subject::CONCURRENT => (RGBColor(0xb0, 0x3a, 0x8c), Marker::Circle),
-            subject::FLAT_ARRAY | subject::ATOMIC_ARRAY => (RGBColor(0x90, 0x90, 0x90), Marker::Square),
-            _ => return Self { colour: RGBColor(0x20, 0x20, 0x20), marker: Marker::None, is_dashed: true },
-        };
-        Self { colour, marker, is_dashed: false }
+    /// A line of this colour with such markers.
+    pub const fn line(colour: Colour, marker: Marker) -> Self {
+        Self { colour: colour.rgb(), marker, is_dashed: false }
     }
+
+    /// Black, dashed, without markers: for what is no measurement.
+    pub const REFERENCE: Self = Self { colour: RGBColor(0x20, 0x20, 0x20), marker: Marker::None, is_dashed: true };
 
     /// A line from one end to the other, in pieces if it is dashed.
     fn pieces(&self, ends: &[(f64, f64); 2], scale: i32) -> Vec<Vec<(f64, f64)>> {
@@ -389,8 +424,41 @@ impl Look {
     }
 }
 
+/// The colours of lines: those of Okabe and Ito, told apart with colour-blind eyes too, and a few more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Marker {
+#[expect(missing_docs, reason = "a colour's name says what it is")]
+pub enum Colour {
+    Vermilion,
+    Blue,
+    SkyBlue,
+    Green,
+    Orange,
+    Brown,
+    Black,
+    Purple,
+    Grey,
+}
+
+impl Colour {
+    const fn rgb(self) -> RGBColor {
+        match self {
+            Self::Vermilion => RGBColor(0xd5, 0x5e, 0x00),
+            Self::Blue => RGBColor(0x00, 0x72, 0xb2),
+            Self::SkyBlue => RGBColor(0x56, 0xb4, 0xe9),
+            Self::Green => RGBColor(0x00, 0x9e, 0x73),
+            Self::Orange => RGBColor(0xe6, 0x9f, 0x00),
+            Self::Brown => RGBColor(0x7a, 0x3b, 0x10),
+            Self::Black => RGBColor(0x20, 0x20, 0x20),
+            Self::Purple => RGBColor(0xb0, 0x3a, 0x8c),
+            Self::Grey => RGBColor(0x90, 0x90, 0x90),
+        }
+    }
+}
+
+/// What stands at a line's points; markers differ where colours are close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "a shape's name says what it is")]
+pub enum Marker {
     Circle,
     Square,
     Diamond,
@@ -426,7 +494,13 @@ fn power_of_ten(exponent: usize) -> String {
 
 /// A tick's value without needless decimals.
 fn plain(value: f64) -> String {
-    if value > 0.0 && value < 0.95 { format!("{value:.1}") } else { format!("{value:.0}") }
+    if (value - value.round()).abs() < 1e-6 {
+        format!("{value:.0}")
+    } else if value < 0.095 {
+        format!("{value:.2}")
+    } else {
+        format!("{value:.1}")
+    }
 }
 
 /// The means of squares of `factor` by `factor` pixels.
@@ -467,6 +541,12 @@ mod tests {
         assert_eq!(Scale::Logarithmic.ticks(0.9, 9.0), [1.0, 2.0, 3.0, 5.0, 7.0]);
         assert_eq!(Scale::Linear.ticks(0.0, 12.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]);
         assert_eq!(Scale::Linear.ticks(0.0, 18.0), [0.0, 5.0, 10.0, 15.0]);
+        assert_eq!(Scale::Linear.ticks(0.0, 0.45).len(), 5);
+    }
+
+    #[test]
+    fn labels_have_no_needless_decimals_and_none_too_few() {
+        assert_eq!([0.0, 0.05, 0.5, 1.0, 1.2, 200.0].map(plain), ["0", "0.05", "0.5", "1", "1.2", "200"]);
     }
 
     #[test]
@@ -476,29 +556,17 @@ mod tests {
     }
 
     #[test]
-    fn every_subject_has_a_look_of_its_own_in_its_figure() {
-        for names in [
-            subject::all(1).iter().map(|subject| subject.name()).collect::<Vec<_>>(),
-            subject::all_shared(1).iter().map(|subject| subject.name()).collect(),
-        ] {
-            let looks: Vec<_> = names.iter().map(|name| Look::of(name)).collect();
-            assert!(looks.iter().all(|look| !look.is_dashed), "{names:?}");
-            for (at, look) in looks.iter().enumerate() {
-                assert!(looks[..at].iter().all(|other| other.colour != look.colour), "{}", names[at]);
-            }
-        }
-    }
-
-    #[test]
     fn a_figure_is_drawn_without_fonts_of_the_system() {
         load_font().unwrap();
         let points = [100.0, 1000.0].map(|x| Point { x, low: 10.0, middle: 20.0, high: 30.0 }).to_vec();
         let panel = |y_scale| Panel {
             title: "one".to_owned(),
+            x_label: "number of nodes".to_owned(),
+            x_ticks: Ticks::PowersOfTen,
             y_label: "time (ns)".to_owned(),
             y_scale,
             series: vec![
-                Series { name: subject::LAZY.to_owned(), points: points.clone() },
+                Series { name: "a line".to_owned(), points: points.clone() },
                 Series { name: "a bound".to_owned(), points: points.clone() },
             ],
         };
@@ -507,6 +575,7 @@ mod tests {
             caption: "A caption".to_owned(),
             columns: 2,
             panels: vec![panel(Scale::Linear), panel(Scale::Logarithmic)],
+            looks: |name| if name == "a line" { Look::line(Colour::Blue, Marker::Circle) } else { Look::REFERENCE },
         };
         let directory = std::env::temp_dir();
         let path = |extension| directory.join(format!("lcbst-figures-{}.{extension}", std::process::id()));
@@ -514,7 +583,7 @@ mod tests {
         let (svg, png) = (fs::read_to_string(path("svg")).unwrap(), fs::read(path("png")).unwrap());
         fs::remove_file(path("svg")).unwrap();
         fs::remove_file(path("png")).unwrap();
-        assert!(svg.contains("A caption") && svg.contains("10³") && svg.contains(subject::LAZY));
+        assert!(svg.contains("A caption") && svg.contains("10³") && svg.contains("a line"));
         assert!(png.starts_with(b"\x89PNG"));
     }
 }

@@ -9,13 +9,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lcbst_figures::picture::{Figure, Panel, Point, Scale, Series, Ticks};
+use lcbst_figures::spread::Spread;
+use lcbst_figures::table::{Column, Row, Table, cell};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::effort::Effort;
-use crate::picture::{Figure, Panel, Point, Scale, Series};
-use crate::spread::Spread;
 use crate::subject::{self, Found, Subject};
-use crate::table::{Column, Row, Table, cell};
 use crate::workload::{HOT_SETS, KEYS_PER_HOT_KEY, Pattern, TURN_ACCESSES, Workload, shuffled};
 
 /// Seeds of what must not be alike: which keys are hot, the order of insertion, the accesses.
@@ -143,6 +143,8 @@ pub(crate) fn draw_response(table: &Table) -> Result<Figure> {
         let series = series(table, pattern.name(), time)?;
         Ok(Panel {
             title: pattern.name().to_owned(),
+            x_label: "number of nodes (keys)".to_owned(),
+            x_ticks: Ticks::PowersOfTen,
             y_label: "processor time per access (ns)".to_owned(),
             y_scale: Scale::Logarithmic,
             series,
@@ -153,6 +155,7 @@ pub(crate) fn draw_response(table: &Table) -> Result<Figure> {
         caption: "Lines: median of the repetitions. Bands: quartiles. Lower is better.".to_owned(),
         columns: 3,
         panels: panels.into_iter().collect::<Result<_>>()?,
+        looks: subject::look,
     })
 }
 
@@ -168,12 +171,16 @@ pub(crate) fn draw_growth(table: &Table) -> Result<Figure> {
         depths.push(Series { name: "mean of log2(M/c)".to_owned(), points: first.points });
         panels.push(Panel {
             title: format!("{}: time", pattern.name()),
+            x_label: "number of nodes (keys)".to_owned(),
+            x_ticks: Ticks::PowersOfTen,
             y_label: "processor time per access (ns)".to_owned(),
             y_scale: Scale::Logarithmic,
             series: times,
         });
         panels.push(Panel {
             title: format!("{}: depth", pattern.name()),
+            x_label: "number of nodes (keys)".to_owned(),
+            x_ticks: Ticks::PowersOfTen,
             y_label: "mean depth of an access (edges)".to_owned(),
             y_scale: Scale::Linear,
             series: depths,
@@ -185,6 +192,7 @@ pub(crate) fn draw_growth(table: &Table) -> Result<Figure> {
             .to_owned(),
         columns: 2,
         panels,
+        looks: subject::look,
     })
 }
 

@@ -2,18 +2,25 @@
 
 /// What several repetitions of one measurement gave.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Spread {
-    pub(crate) minimum: f64,
-    pub(crate) quartile_1: f64,
-    pub(crate) median: f64,
-    pub(crate) quartile_3: f64,
-    pub(crate) maximum: f64,
+pub struct Spread {
+    /// The least.
+    pub minimum: f64,
+    /// A quarter is below.
+    pub quartile_1: f64,
+    /// Half is below.
+    pub median: f64,
+    /// Three quarters are below.
+    pub quartile_3: f64,
+    /// The greatest.
+    pub maximum: f64,
 }
 
 impl Spread {
+    /// Of these samples.
+    ///
     /// # Panics
     /// If there are no samples.
-    pub(crate) fn of(mut samples: Vec<f64>) -> Self {
+    pub fn of(mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         Self {
             minimum: quantile(&samples, 0.0),
@@ -25,7 +32,7 @@ impl Spread {
     }
 
     /// All five in ascending order.
-    pub(crate) const fn ascending(&self) -> [f64; 5] {
+    pub const fn ascending(&self) -> [f64; 5] {
         [self.minimum, self.quartile_1, self.median, self.quartile_3, self.maximum]
     }
 }
@@ -35,7 +42,7 @@ impl Spread {
 ///
 /// # Panics
 /// If there are no samples.
-pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
     let position = share * (sorted.len() - 1) as f64;
     let (below, part) = (position.floor() as usize, position.fract());
     let above = (below + 1).min(sorted.len() - 1);

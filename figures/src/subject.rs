@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use lcbst::concurrent::ConcurrentLcbst;
 use lcbst::{CbTree, CountingTree, Lazy, LazyAsPrinted, RotationRule, SemiSplay, Splay};
+use lcbst_figures::picture::{Colour, Look, Marker};
 use splay_tree::SplayMap;
 
 /// Names in tables and legends.
@@ -27,6 +28,23 @@ pub(crate) const MUTEX_CB_TREE: &str = "CBTree 3/5 in a Mutex";
 pub(crate) const RW_LOCK_B_TREE_MAP: &str = "BTreeMap in an RwLock";
 pub(crate) const CONCURRENT: &str = "ConcurrentLcbst";
 pub(crate) const ATOMIC_ARRAY: &str = "flat array of atomics";
+
+/// How each of them is drawn; everything else is a reference.
+pub(crate) fn look(name: &str) -> Look {
+    let (colour, marker) = match name {
+        SPLAY | MUTEX_SPLAY => (Colour::Vermilion, Marker::Circle),
+        LAZY | MUTEX_LAZY => (Colour::Blue, Marker::Square),
+        LAZY_AS_PRINTED => (Colour::SkyBlue, Marker::Diamond),
+        CB_TREE | MUTEX_CB_TREE => (Colour::Green, Marker::Triangle),
+        SEMI_SPLAY => (Colour::Orange, Marker::Diamond),
+        SPLAY_CRATE => (Colour::Brown, Marker::PointDown),
+        B_TREE_MAP | RW_LOCK_B_TREE_MAP => (Colour::Black, Marker::PointDown),
+        HASH_MAP | CONCURRENT => (Colour::Purple, Marker::Circle),
+        FLAT_ARRAY | ATOMIC_ARRAY => (Colour::Grey, Marker::Square),
+        _ => return Look::REFERENCE,
+    };
+    Look::line(colour, marker)
+}
 
 /// What an access found on its way.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -246,6 +264,20 @@ mod tests {
                     scope.spawn(|| (0..10).for_each(|key| subject.count(key)));
                 }
             });
+        }
+    }
+
+    #[test]
+    fn every_subject_has_a_look_of_its_own_in_its_figure() {
+        for names in [
+            all(1).iter().map(|subject| subject.name()).collect::<Vec<_>>(),
+            all_shared(1).iter().map(|subject| subject.name()).collect(),
+        ] {
+            let looks: Vec<Look> = names.iter().map(|name| look(name)).collect();
+            for (at, look) in looks.iter().enumerate() {
+                assert_ne!(*look, Look::REFERENCE, "{}", names[at]);
+                assert!(!looks[..at].contains(look), "{}", names[at]);
+            }
         }
     }
 }

@@ -13,11 +13,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 const MAX_ROWS: usize = 100_000;
 
 /// A column's name and what it holds.
-pub(crate) type Column = (&'static str, &'static str);
+pub type Column = (&'static str, &'static str);
 
 /// Rows of text under named columns.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Table {
+pub struct Table {
     notes: Vec<String>,
     columns: Vec<String>,
     rows: Vec<Vec<String>>,
@@ -25,7 +25,7 @@ pub(crate) struct Table {
 
 impl Table {
     /// A table without rows. `about` is the first note, and each column's meaning another.
-    pub(crate) fn new(about: &str, columns: &[Column]) -> Self {
+    pub fn new(about: &str, columns: &[Column]) -> Self {
         let mut notes: Vec<String> = about.lines().map(str::to_owned).collect();
         notes.extend(columns.iter().map(|(name, meaning)| format!("{name}: {meaning}")));
         Self { notes, columns: columns.iter().map(|&(name, _)| name.to_owned()).collect(), rows: Vec::new() }
@@ -33,7 +33,7 @@ impl Table {
 
     /// # Panics
     /// If the row has another number of cells than there are columns, or if a cell would need quoting.
-    pub(crate) fn push(&mut self, row: Vec<String>) {
+    pub fn push(&mut self, row: Vec<String>) {
         assert_eq!(row.len(), self.columns.len(), "{row:?} does not fit {:?}", self.columns);
         let is_plain = |cell: &String| !cell.contains(['"', ',', '\n', '\r', '#']);
         assert!(row.iter().all(is_plain), "a cell of {row:?} needs quoting");
@@ -41,15 +41,23 @@ impl Table {
     }
 
     /// The rows in the order of the file.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_>> {
         self.rows.iter().map(|cells| Row { columns: &self.columns, cells })
     }
 
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// Where the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
         fs::write(path, self.to_csv()).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    pub(crate) fn read(path: &Path) -> Result<Self> {
+    /// Reads what [`Self::write`] wrote.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, or is another kind of file.
+    pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         Self::from_csv(&text).with_context(|| format!("{} is no table of measurements", path.display()))
     }
@@ -84,27 +92,35 @@ impl Table {
 
 /// One row of a table.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Row<'a> {
+pub struct Row<'a> {
     columns: &'a [String],
     cells: &'a [String],
 }
 
 impl<'a> Row<'a> {
-    pub(crate) fn text(&self, column: &str) -> Result<&'a str> {
+    /// The cell of this column.
+    ///
+    /// # Errors
+    /// Where there is no such column.
+    pub fn text(&self, column: &str) -> Result<&'a str> {
         match self.columns.iter().position(|name| name == column) {
             Some(at) => Ok(&self.cells[at]),
             None => bail!("there is no column {column}"),
         }
     }
 
-    pub(crate) fn number(&self, column: &str) -> Result<f64> {
+    /// The cell of this column as a number.
+    ///
+    /// # Errors
+    /// Where there is no such column, or no number in it.
+    pub fn number(&self, column: &str) -> Result<f64> {
         let text = self.text(column)?;
         text.parse().with_context(|| format!("{text:?} in column {column} is not a number"))
     }
 }
 
 /// A number for a cell: four significant digits are more than any timing here carries.
-pub(crate) fn cell(value: f64) -> String {
+pub fn cell(value: f64) -> String {
     let digits_before = if value.abs() < 1.0 { 0 } else { value.abs().log10().floor() as i32 + 1 };
     let decimals = usize::try_from(4 - digits_before).unwrap_or(0);
     format!("{value:.decimals$}")

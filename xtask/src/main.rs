@@ -1,4 +1,4 @@
-//! The commands a developer of vmferry types: set-up, demo, tests, deeper checks, benches and figures.
+//! The commands a developer of vmferry types: set-up, demo, tests, deeper checks, benches, figures and study.
 //!
 //! Run as `cargo xtask COMMAND`. Everything that is downloaded or built for the tests goes to `target/tools/` of the
 //! workspace and nowhere else: nothing is installed in the system, and root is not needed.
@@ -7,6 +7,7 @@
 
 mod apt;
 mod cpio;
+mod recordings;
 mod run;
 mod setup;
 mod tasks;
@@ -17,8 +18,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::workloads::WORKLOADS;
 use crate::workspace::Workspace;
 
 const EXAMPLES: &str = "\
@@ -31,7 +34,10 @@ Examples:
   cargo xtask demo                     show one migration on this machine
   cargo xtask bench track              one bench; without a name, all of them
   cargo xtask bench tree -- uniform    only the tables whose name contains \"uniform\"
+  cargo xtask bench plan -- --csv FILE the same measurements as CSV, for the benches predict and plan
   cargo xtask figures                  measure and draw the figures of docs/FIGURES.md
+  cargo xtask study                    simulate migrations of the guests in recordings/
+  cargo xtask study --record redis     record one of these guests again; without a name, all of them
 
 Where Debian 12 packages cannot be had, name what is already here instead:
   VMFERRY_QEMU=/usr/bin/qemu-system-x86_64 VMFERRY_KERNEL=/boot/vmlinuz cargo xtask setup
@@ -40,7 +46,7 @@ Environment:
   VMFERRY_QEMU     QEMU binaries to use instead of downloaded ones, separated by colons
   VMFERRY_KERNEL   a Linux kernel image to use instead of a downloaded one";
 
-/// Set-up, demo, tests, deeper checks, benches and figures of vmferry.
+/// Set-up, demo, tests, deeper checks, benches, figures and study of vmferry.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES, version)]
 struct Arguments {
@@ -100,6 +106,19 @@ enum Command {
         #[arg(long, conflicts_with = "quick")]
         redraw: bool,
     },
+    /// Simulate migrations of the guests in recordings/ and write the study in docs/, or record these guests
+    Study {
+        /// Record the guests that are named, or all of them, into recordings/; takes a minute and a half each
+        #[arg(long, value_name = "NAME", num_args = 0.., value_parser = workload_names())]
+        record: Option<Vec<String>>,
+        /// A small part of the study, to see that everything runs
+        #[arg(long, conflicts_with = "record")]
+        quick: bool,
+    },
+}
+
+fn workload_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(WORKLOADS.iter().map(|workload| workload.name))
 }
 
 /// The benches by what they measure.
@@ -107,6 +126,10 @@ enum Command {
 enum BenchName {
     /// The cost of write tracking (crate vmferry-host)
     Track,
+    /// The predictors: time for each page written, memory for each page known (crate vmferry-core)
+    Predict,
+    /// What the source does at a scan, for a guest of 1 TiB (crate vmferry-core)
+    Plan,
     /// Whole transfers (crate vmferry)
     Transfer,
     /// The splay trees, the sequential and the concurrent one, against other maps (crate lcbst)
@@ -138,6 +161,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Demo { arguments } => tasks::demo(&workspace, &arguments),
         Command::Bench { name, arguments } => tasks::bench(&workspace, name, &arguments),
         Command::Figures { quick, out, redraw } => tasks::figures(&workspace, quick, out.as_deref(), redraw),
+        Command::Study { record: None, quick } => tasks::study(&workspace, quick),
+        Command::Study { record: Some(names), quick: _ } => tasks::record_study(&workspace, &names),
     }
 }
 
@@ -180,5 +205,21 @@ mod tests {
         assert!(quick && !redraw);
         assert_eq!(out, Some(PathBuf::from("pictures")));
         assert!(Arguments::try_parse_from(["xtask", "figures", "--quick", "--redraw"]).is_err());
+    }
+
+    #[test]
+    fn the_study_is_run_or_its_guests_are_recorded() {
+        let study = |arguments: &[&str]| {
+            let arguments = Arguments::try_parse_from([&["xtask", "study"], arguments].concat()).ok()?;
+            let Command::Study { record, quick } = arguments.command else { panic!("not a study: {arguments:?}") };
+            Some((record, quick))
+        };
+        assert_eq!(study(&[]), Some((None, false)));
+        assert_eq!(study(&["--quick"]), Some((None, true)));
+        assert_eq!(study(&["--record"]), Some((Some(Vec::new()), false)));
+        let names = vec!["redis".to_owned(), "redis-hot".to_owned()];
+        assert_eq!(study(&["--record", "redis", "redis-hot"]), Some((Some(names), false)));
+        assert_eq!(study(&["--record", "no-such-guest"]), None);
+        assert_eq!(study(&["--record", "--quick"]), None);
     }
 }

@@ -1,12 +1,15 @@
-//! `test`, `verify`, `demo`, `bench` and `figures`: a list of steps each, started one after the other.
+//! `test`, `verify`, `demo`, `bench`, `figures` and `study`: a list of steps each, started one after the other.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
 
 use crate::BenchName;
+use crate::recordings;
 use crate::run::{cargo, passes};
 use crate::setup::setup;
 use crate::workloads::{self, Workload};
@@ -113,7 +116,7 @@ pub(crate) fn study_guest(workspace: &Workspace) -> Result<()> {
     let guest = workloads::build(workspace)?;
     println!("kernel {}, initial RAM disk {}; workloads:", guest.kernel.display(), guest.initramfs.display());
     for workload in workloads::WORKLOADS {
-        let Workload { name, about, memory_bytes, command_line } = workload;
+        let Workload { name, about, memory_bytes, command_line, recorded_seconds: _ } = workload;
         println!("{name:<8} {about}; {} MiB, command line: {command_line}", memory_bytes >> 20);
     }
     Ok(())
@@ -133,15 +136,21 @@ pub(crate) fn demo(workspace: &Workspace, arguments: &[String]) -> Result<ExitCo
 
 /// Runs one bench, or all of them.
 pub(crate) fn bench(workspace: &Workspace, name: Option<BenchName>, arguments: &[String]) -> Result<ExitCode> {
-    // The trees' benches are the only ones that start no guest.
-    if name != Some(BenchName::Tree) {
+    let names = name.map_or_else(|| BenchName::value_variants().to_vec(), |name| vec![name]);
+    let starts_guests = |name: &BenchName| match name {
+        BenchName::Track | BenchName::Transfer => true,
+        BenchName::Predict | BenchName::Plan | BenchName::Tree => false,
+    };
+    if names.iter().any(starts_guests) {
         setup(workspace, false)?;
     }
-    let names = name.map_or_else(|| vec![BenchName::Track, BenchName::Transfer, BenchName::Tree], |name| vec![name]);
+    let arguments = from_here(arguments)?;
     let mut outcomes = Vec::new();
     for name in names {
         let (label, selection): (_, &[&str]) = match name {
             BenchName::Track => ("track", &["-p", "vmferry-host", "--bench", "track"]),
+            BenchName::Predict => ("predict", &["-p", "vmferry-core", "--bench", "predict"]),
+            BenchName::Plan => ("plan", &["-p", "vmferry-core", "--bench", "plan"]),
             BenchName::Transfer => ("transfer", &["-p", "vmferry", "--bench", "transfer"]),
             BenchName::Tree => {
                 ("tree", &["-p", "lcbst", "--features=concurrent", "--bench", "tree", "--bench", "concurrent"])
@@ -149,10 +158,25 @@ pub(crate) fn bench(workspace: &Workspace, name: Option<BenchName>, arguments: &
         };
         println!("\n== bench {label}");
         let mut command = cargo(&workspace.root);
-        command.arg("bench").args(selection).arg("--").args(arguments).env("VMFERRY_TOOLS", &workspace.tools);
+        command.arg("bench").args(selection).arg("--").args(&arguments).env("VMFERRY_TOOLS", &workspace.tools);
         outcomes.push(timed(label, || verdict_of(&mut command))?);
     }
     Ok(summarise(&outcomes))
+}
+
+/// The arguments of a bench, the file of `--csv FILE` as it is meant: Cargo starts benches in their packages' directories.
+fn from_here(arguments: &[String]) -> Result<Vec<OsString>> {
+    let mut meant = Vec::new();
+    let mut is_file = false;
+    for argument in arguments {
+        meant.push(if is_file {
+            std::path::absolute(argument).with_context(|| format!("cannot find {argument}"))?.into()
+        } else {
+            argument.into()
+        });
+        is_file = argument == "--csv";
+    }
+    Ok(meant)
 }
 
 /// Measures and draws the figures, with a program of its own: this one need not know how to draw.
@@ -166,6 +190,21 @@ pub(crate) fn figures(workspace: &Workspace, quick: bool, out: Option<&Path>, re
     command.args(["run", "--quiet", "--release", "--package", "lcbst-figures", "--", "--out"]).arg(out);
     command.args(quick.then_some("--quick")).args(redraw.then_some("--redraw"));
     exit_code_of(&mut command)
+}
+
+/// Runs the study on the recordings that are there, with a program of its own.
+pub(crate) fn study(workspace: &Workspace, quick: bool) -> Result<ExitCode> {
+    let mut command = cargo(&workspace.root);
+    command.args(["run", "--quiet", "--release", "--package", "vmferry-study", "--"]);
+    command.arg("--recordings").arg(workspace.root.join("recordings")).arg("--out").arg(workspace.root.join("docs"));
+    command.args(quick.then_some("--quick"));
+    exit_code_of(&mut command)
+}
+
+/// Records the guests of the study with these names, or all of them.
+pub(crate) fn record_study(workspace: &Workspace, names: &[String]) -> Result<ExitCode> {
+    setup(workspace, false)?;
+    recordings::record(workspace, names)
 }
 
 /// Runs the models of the concurrent tree with loom's atomics and locks in the place of the real ones, and with so many

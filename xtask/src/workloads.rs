@@ -45,7 +45,12 @@ pub(crate) struct Workload {
     pub(crate) memory_bytes: u64,
     /// The kernel's command line.
     pub(crate) command_line: &'static str,
+    /// How long it is recorded, if that does not make too large a file. Less where it is known to.
+    pub(crate) recorded_seconds: u32,
 }
+
+/// How long a guest is recorded.
+const RECORDED_SECONDS: u32 = 60;
 
 /// A command line with what all guests have in common: the serial console, on which the guest says how it is doing; a
 /// panic ends QEMU (with `-no-reboot`); the processor's random numbers will do; and no trial of the timer, which fails
@@ -63,60 +68,70 @@ pub(crate) const WORKLOADS: &[Workload] = &[
         about: "nothing but the kernel and a sign of life each second",
         memory_bytes: 512 << 20,
         command_line: command_line!("workload=idle"),
+        recorded_seconds: RECORDED_SECONDS,
     },
     Workload {
         name: "redis",
         about: "redis with 200,000 values of 512 bytes, read and written with even odds",
         memory_bytes: 512 << 20,
         command_line: command_line!("workload=redis keys=200000"),
+        recorded_seconds: RECORDED_SECONDS,
     },
     Workload {
         name: "redis-hot",
         about: "the same, with as many writes again to a tenth of the keys",
         memory_bytes: 512 << 20,
         command_line: command_line!("workload=redis-hot keys=200000 hot_keys=20000"),
+        recorded_seconds: 50,
     },
     Workload {
         name: "sqlite",
         about: "sqlite with a write-ahead log: skewed updates, inserts and deletes on 200,000 rows with an index",
         memory_bytes: 512 << 20,
         command_line: command_line!("workload=sqlite rows=200000"),
+        recorded_seconds: RECORDED_SECONDS,
     },
     Workload {
         name: "gzip",
         about: "gzip compresses 64 MiB of files, again and again",
         memory_bytes: 512 << 20,
         command_line: command_line!("workload=gzip compressor=gzip corpus_mib=64"),
+        recorded_seconds: RECORDED_SECONDS,
     },
     Workload {
         name: "xz",
-        about: "xz compresses 16 MiB of files, again and again, with some 90 MiB for its search of matches",
+        about: "xz compresses 8 MiB of files, again and again, with some 90 MiB for its search of matches",
         memory_bytes: 512 << 20,
-        command_line: command_line!("workload=xz compressor=xz corpus_mib=16"),
+        command_line: command_line!("workload=xz compressor=xz corpus_mib=8"),
+        recorded_seconds: 25,
     },
     Workload {
         name: "compile",
         about: "two C compilers at a time build 64 sources, again and again",
         memory_bytes: 512 << 20,
         command_line: command_line!("workload=compile sources=64"),
+        recorded_seconds: RECORDED_SECONDS,
     },
     Workload {
         name: "python",
         about: "a Python job over a store of 192 MiB, whose working set moves on every 6 s",
         memory_bytes: 512 << 20,
         command_line: command_line!("workload=python store_mib=192"),
+        recorded_seconds: RECORDED_SECONDS,
     },
     Workload {
         name: "web",
         about: "nginx as server, and as a cache that holds a third of the pages, with an access log",
         memory_bytes: 512 << 20,
         command_line: command_line!("workload=web files_mib=48"),
+        recorded_seconds: RECORDED_SECONDS,
     },
     Workload {
         name: "mixed",
         about: "redis, sqlite and gzip at once",
         memory_bytes: 1 << 30,
-        command_line: command_line!("workload=mixed keys=100000 rows=100000 corpus_mib=64"),
+        command_line: command_line!("workload=mixed keys=100000 rows=100000 corpus_mib=16"),
+        recorded_seconds: RECORDED_SECONDS,
     },
 ];
 

@@ -224,6 +224,12 @@ impl<K, V, R> CountingTree<K, V, R> {
         Weights::new(&self.nodes, self.root)
     }
 
+    /// All keys with their stored weights and values, in the order in which they lie in memory: deterministic, and of no
+    /// meaning. Once the tree is larger than the caches, this takes a fraction of what going through it in key order takes.
+    pub fn iter_unordered(&self) -> impl ExactSizeIterator<Item = (&K, u64, &V)> {
+        self.nodes.iter().map(|node| (&node.key, node.own, &node.value))
+    }
+
     /// The least key and its value. O(depth).
     #[must_use]
     pub fn first_key_value(&self) -> Option<(&K, &V)> {

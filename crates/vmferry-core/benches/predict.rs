@@ -1,18 +1,37 @@
 //! What predictors cost: time for each page written, memory for each page known, time to visit all of them.
 //!
-//! `cargo bench -p vmferry-core --bench predict` takes some minutes and prints tables for 10^4 to 10^6 hot pages scattered
-//! over a guest of 1 TiB; with `-- 10000000` only for so many, and with words like `lcbst` or `zipf` only what contains one.
-//! Reported are the median and the least of the epochs measured, after as many epochs to settle. Under `cargo test` each
-//! runs once, on few pages.
+//! `cargo xtask bench predict` takes some minutes and prints a table for 10^4 to 10^6 hot pages scattered over a guest of
+//! 1 TiB, and for 10^7 of the default predictor alone; with `-- 1000000` only for so many, and with words like `lru` or
+//! `zipf` only what contains one. Reported are the median and the least of the epochs measured, after twice as many epochs
+//! to settle. Under `cargo test` each runs once, on few pages.
+//!
+//! `--csv FILE` writes these columns, times in processor time:
+//!
+//! | column | meaning |
+//! |---|---|
+//! | `predictor` | its name |
+//! | `workload` | what is written in each epoch: `all`, `tenth`, `tenth-of-16` address spaces, `zipf`, `churn` |
+//! | `hot_pages` | how many pages the workload is about |
+//! | `written_pages` | mean pages written in an epoch |
+//! | `ns_per_page`, `ns_per_page_least` | median and least time of an epoch for each page written in it |
+//! | `bytes_per_page` | what the predictor says it occupies, for each page known |
+//! | `tracked_pages` | pages known |
+//! | `visit_ms` | median time to visit all of them |
+//! | `heat_ns` | time to ask for the heat of one, of 20,000 in ascending order |
 
 use std::hint::black_box;
 
-use rustix::time::{ClockId, clock_gettime};
 use vmferry_core::pages::{AddressSpaceId, PageRun};
 use vmferry_core::predict::{Predictor, PredictorSpec};
 
+use self::bench_support::{Arguments, Column, SplitMix, Table, Value, median_and_least, now_ns};
+
+mod bench_support;
+
 /// A guest of 1 TiB.
 const GUEST_PAGES: u64 = 1 << 28;
+/// With so many hot pages only the default predictor is measured, if no other is named.
+const MOST_PAGES: usize = 10_000_000;
 /// The epochs of a workload differ, and come again after so many. Pages of more than ten epochs of new ones are forgotten
 /// by then.
 const DIFFERENT_EPOCHS: usize = 8;
@@ -26,22 +45,19 @@ struct Effort {
 }
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let is_bench = arguments.iter().any(|argument| argument == "--bench");
-    let words: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
-    let sizes: Vec<usize> = words.iter().filter_map(|word| word.parse().ok()).collect();
-    let words: Vec<&String> = words.into_iter().filter(|word| word.parse::<usize>().is_err()).collect();
+    let arguments = Arguments::read();
+    let words = &arguments.words;
     let mut effort = Effort {
-        sizes: vec![10_000, 100_000, 1_000_000],
+        sizes: vec![10_000, 100_000, 1_000_000, MOST_PAGES],
         settling_epochs: 32,
         measured_epochs: 16,
         guest_pages: GUEST_PAGES,
     };
-    if !is_bench {
+    if !arguments.is_bench {
         effort = Effort { sizes: vec![500], settling_epochs: 1, measured_epochs: 1, guest_pages: 1 << 12 };
     }
-    if !sizes.is_empty() {
-        effort.sizes = sizes;
+    if !arguments.sizes.is_empty() {
+        effort.sizes.clone_from(&arguments.sizes);
     }
     let wanted = |group: &[String], name: &str| {
         let of_group: Vec<_> =
@@ -56,20 +72,36 @@ fn main() {
         .filter(|name| name != "none")
         .collect();
     let workloads: Vec<String> = Workload::ALL.iter().map(|workload| workload.name().to_owned()).collect();
+    let usual = PredictorSpec::default().to_string();
+    let mut table = Table::new(COLUMNS);
     for &pages in &effort.sizes {
         for workload in Workload::ALL.into_iter().filter(|workload| wanted(&workloads, workload.name())) {
             let epochs = workload.epochs(pages, effort.guest_pages);
-            println!("\n{pages} hot pages, {}", workload.name());
-            println!(
-                "{:<16} {:>10} {:>8} {:>12} {:>10} {:>10} {:>10}",
-                "", "ns/page", "least", "bytes/page", "pages", "visit ms", "heat ns"
-            );
+            println!("\n{pages} hot pages, {}", workload.about());
+            table.print_headings();
             for name in predictors.iter().filter(|name| wanted(&predictors, name)) {
-                measure(name, &epochs, pages, workload, &effort);
+                // The others would take minutes each.
+                if pages < MOST_PAGES || *name == usual || words.iter().any(|word| name.contains(word.as_str())) {
+                    measure(name, &epochs, pages, workload, &effort, &mut table);
+                }
             }
         }
     }
+    table.write_csv(arguments.csv.as_deref());
 }
+
+const COLUMNS: &[Column] = &[
+    Column { name: "predictor", heading: Some("") },
+    Column { name: "workload", heading: None },
+    Column { name: "hot_pages", heading: None },
+    Column { name: "written_pages", heading: Some("written") },
+    Column { name: "ns_per_page", heading: Some("ns/page") },
+    Column { name: "ns_per_page_least", heading: Some("least") },
+    Column { name: "bytes_per_page", heading: Some("bytes/page") },
+    Column { name: "tracked_pages", heading: Some("pages") },
+    Column { name: "visit_ms", heading: Some("visit ms") },
+    Column { name: "heat_ns", heading: Some("heat ns") },
+];
 
 /// What is written in an epoch.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -87,7 +119,18 @@ type Epoch = Vec<(AddressSpaceId, Vec<PageRun>)>;
 impl Workload {
     const ALL: [Self; 5] = [Self::All, Self::Tenth, Self::TenthOf16, Self::Zipf, Self::Churn];
 
+    /// Its name in CSV and on the command line.
     fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Tenth => "tenth",
+            Self::TenthOf16 => "tenth-of-16",
+            Self::Zipf => "zipf",
+            Self::Churn => "churn",
+        }
+    }
+
+    fn about(self) -> &'static str {
         match self {
             Self::All => "all written in each epoch",
             Self::Tenth => "a random tenth in each epoch",
@@ -110,7 +153,11 @@ impl Workload {
             }));
         }
         let mut epochs = vec![hot.clone()];
-        let different = if self == Self::Churn { DIFFERENT_EPOCHS_OF_NEW_PAGES } else { DIFFERENT_EPOCHS };
+        let different = match self {
+            Self::All => 1,
+            Self::Tenth | Self::TenthOf16 | Self::Zipf => DIFFERENT_EPOCHS,
+            Self::Churn => DIFFERENT_EPOCHS_OF_NEW_PAGES,
+        };
         for _ in 0..different {
             epochs.push(match self {
                 Self::All => hot.clone(),
@@ -146,7 +193,7 @@ impl Workload {
     }
 }
 
-fn measure(name: &str, epochs: &[Epoch], pages: usize, workload: Workload, effort: &Effort) {
+fn measure(name: &str, epochs: &[Epoch], pages: usize, workload: Workload, effort: &Effort, table: &mut Table) {
     let spec: PredictorSpec = name.parse().expect("a name of our own");
     let mut predictor = spec.build_with_capacity(effort.guest_pages, pages);
     let feed = |predictor: &mut dyn Predictor, epoch: &Epoch| {
@@ -155,17 +202,17 @@ fn measure(name: &str, epochs: &[Epoch], pages: usize, workload: Workload, effor
     };
     feed(&mut *predictor, &epochs[0]);
     let mut rest = epochs[1..].iter().cycle();
+    let written_in = |epoch: &Epoch| epoch.iter().map(|(_, runs)| runs.len()).sum::<usize>();
     let mut times = Vec::new();
     for index in 0..effort.settling_epochs + effort.measured_epochs {
         let epoch = rest.next().expect("a cycle has no end");
-        let written: usize = epoch.iter().map(|(_, runs)| runs.len()).sum();
+        let written = written_in(epoch);
         let start = now_ns();
         feed(&mut *predictor, epoch);
         if index >= effort.settling_epochs {
             times.push((now_ns() - start) / written.max(1) as f64);
         }
     }
-    times.sort_by(f64::total_cmp);
 
     let mut visits = Vec::new();
     let mut known = Vec::new();
@@ -175,7 +222,6 @@ fn measure(name: &str, epochs: &[Epoch], pages: usize, workload: Workload, effor
         predictor.visit(&mut |ranked| known.push(ranked.page));
         visits.push((now_ns() - start) / 1e6);
     }
-    visits.sort_by(f64::total_cmp);
     known.sort_unstable();
     known.truncate(20_000);
     let start = now_ns();
@@ -184,41 +230,18 @@ fn measure(name: &str, epochs: &[Epoch], pages: usize, workload: Workload, effor
 
     let tracked = predictor.tracked_pages();
     assert!(tracked >= pages as u64 || name == "time-series" || workload == Workload::Churn, "{tracked} of {pages}");
-    println!(
-        "{name:<16} {:>10.1} {:>8.1} {:>12.1} {tracked:>10} {:>10.2} {heat_ns:>10.1}",
-        times[times.len() / 2],
-        times[0],
-        predictor.memory_bytes() as f64 / tracked.max(1) as f64,
-        visits[visits.len() / 2],
-    );
-}
-
-/// The time that this thread has been on a processor: what else the machine does counts little.
-fn now_ns() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 * 1e9 + time.tv_nsec as f64
-}
-
-/// The generator of Steele, Lea and Flood (OOPSLA 2014): a seed in, the same sequence on every machine.
-struct SplitMix(u64);
-
-impl SplitMix {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// So many different numbers below the limit, in ascending order.
-    fn distinct(&mut self, count: usize, limit: u64) -> Vec<u64> {
-        let mut numbers: Vec<u64> = Vec::with_capacity(count);
-        while numbers.len() < count {
-            numbers.extend((numbers.len()..count).map(|_| self.next() % limit).collect::<Vec<_>>());
-            numbers.sort_unstable();
-            numbers.dedup();
-        }
-        numbers
-    }
+    let (ns_per_page, least) = median_and_least(times);
+    let different = &epochs[1..];
+    table.row(&[
+        Value::Text(name.to_owned()),
+        Value::Text(workload.name().to_owned()),
+        Value::Count(pages as u64),
+        Value::Count((different.iter().map(written_in).sum::<usize>() / different.len()) as u64),
+        Value::Measured(ns_per_page, 1),
+        Value::Measured(least, 1),
+        Value::Measured(predictor.memory_bytes() as f64 / tracked.max(1) as f64, 1),
+        Value::Count(tracked),
+        Value::Measured(median_and_least(visits).0, 2),
+        Value::Measured(heat_ns, 1),
+    ]);
 }

@@ -3,22 +3,26 @@
 //! After every step: at most one side runs the guest, and the guest's memory at the hand-over is the same on both. At
 //! the end the guest runs exactly where the outcome says. A failure prints its seed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vmferry_core::engine::{
     Action, Apply, OutcomeKind, Report, SentPages, Source, SourceConfig, Target, TargetAction, TargetConfig,
     TargetOutcome,
 };
-use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun, PageSet, RamBlock, RamLayout};
+use vmferry_core::pages::{
+    AddressSpaceId, Owners, PAGE_BYTES, PageNumber, PageRun, PageSet, RamBlock, RamLayout, WholeGuest,
+};
 use vmferry_core::plan::{AtRead, FixedCosts, Patience, PolicySpec};
-use vmferry_core::predict::{NoPrediction, Predictor, WorkingSetConfig, WorkingSetPredictor};
+use vmferry_core::predict::{NoPrediction, Predictor, RankedPage, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
     Digests, FrameReader, FrameWriter, HEADER_BYTES, Header, Message, MigrationId, Pages, VERSION_MAX, Welcome,
     page_digest,
 };
 
 const PAGES: u64 = 600;
+const PATIENCE: Patience = Patience { passes: 5, time: Duration::from_millis(500) };
 const STEP: Duration = Duration::from_micros(500);
 const LATENCY: Duration = Duration::from_micros(300);
 const DEVICE_STATE: &[u8] = b"registers and timers";
@@ -37,6 +41,17 @@ impl Random {
 
     fn below(&mut self, end: u64) -> u64 {
         self.next() % end
+    }
+}
+
+/// Four address spaces with a quarter of the pages each.
+#[derive(Debug)]
+struct Quarters;
+
+impl Owners for Quarters {
+    fn owner_of(&self, run: PageRun) -> (AddressSpaceId, u64) {
+        let quarter = run.first.0 / (PAGES / 4);
+        (AddressSpaceId(quarter as u32), run.count.min((quarter + 1) * (PAGES / 4) - run.first.0))
     }
 }
 
@@ -179,6 +194,22 @@ fn layout() -> RamLayout {
     .unwrap()
 }
 
+fn source_config(seed: u64, predict: bool, verify: bool) -> SourceConfig {
+    SourceConfig {
+        migration: MigrationId([seed as u8; 16]),
+        layout: layout(),
+        machine: "test".into(),
+        vcpus: 1,
+        downtime_limit: Duration::from_millis(60),
+        bandwidth_cap_bytes_per_s: None,
+        epoch: Duration::from_millis(10),
+        observe: if predict { Duration::from_millis(50) } else { Duration::ZERO },
+        verify,
+        stall_timeout: Duration::from_millis(400),
+        fixed: FixedCosts { time: Duration::from_millis(3), device_state_bytes: 100 },
+    }
+}
+
 impl World {
     fn new(seed: u64, guest: Guest, rate_bytes_per_s: f64, fault: Fault, arm: Arm) -> Self {
         let Arm { predict, policy } = arm;
@@ -196,19 +227,7 @@ impl World {
             Box::new(NoPrediction)
         };
         let verify = random.below(2) == 0;
-        let config = SourceConfig {
-            migration: MigrationId([seed as u8; 16]),
-            layout: layout(),
-            machine: "test".into(),
-            vcpus: 1,
-            downtime_limit: Duration::from_millis(60),
-            bandwidth_cap_bytes_per_s: None,
-            epoch: Duration::from_millis(10),
-            observe: if predict { Duration::from_millis(50) } else { Duration::ZERO },
-            verify,
-            stall_timeout: Duration::from_millis(400),
-            fixed: FixedCosts { time: Duration::from_millis(3), device_state_bytes: 100 },
-        };
+        let config = source_config(seed, predict, verify);
         let target = TargetConfig {
             layout: layout(),
             machine: "test".into(),
@@ -222,11 +241,7 @@ impl World {
             guest,
             rate_bytes_per_s,
             verify,
-            source: Source::new(
-                config,
-                predictor,
-                policy.build(Patience { passes: 5, time: Duration::from_millis(500) }),
-            ),
+            source: Source::new(config, predictor, policy.build(PATIENCE)),
             source_memory,
             source_runs: true,
             written: PageSet::full(PAGES),
@@ -377,7 +392,7 @@ impl World {
                 }
                 Action::Scan { .. } => {
                     let runs = self.scan();
-                    self.source.handle_scan(self.now, Duration::from_micros(50), &runs);
+                    self.source.handle_scan(self.now, Duration::from_micros(50), &runs, &Quarters);
                 }
                 Action::ScanHoles => {
                     let holes: Vec<PageRun> = self.discarded.runs().collect();
@@ -415,6 +430,30 @@ impl World {
             self.check_one_runs();
         }
         panic!("the source never rests");
+    }
+
+    /// The source with nobody at the other end, and a guest that writes the same pages in each epoch.
+    fn drive_until_pages_are_sent(&mut self, owners: &dyn Owners, written: &[PageRun]) {
+        let mut scans = 0;
+        loop {
+            match self.source.poll_action(self.now) {
+                Some(Action::Send(message)) => {
+                    self.source.handle_message_sent(self.now, 100);
+                    if let Message::Hello(hello) = message {
+                        let welcome = Message::Welcome(Welcome { version: VERSION_MAX, migration: hello.migration });
+                        self.source.handle_message(self.now, &welcome);
+                    }
+                }
+                Some(Action::Scan { .. }) => {
+                    scans += 1;
+                    self.source.handle_scan(self.now, Duration::ZERO, written, owners);
+                }
+                Some(Action::SendPages { .. }) => break,
+                Some(action) => panic!("{action:?}"),
+                None => self.now += Duration::from_millis(1),
+            }
+            assert!(scans < 100, "no page is sent");
+        }
     }
 
     fn apply(&mut self, apply: Apply, message: &Message<'_>) -> Vec<u64> {
@@ -687,29 +726,64 @@ fn a_target_that_differs_refuses_at_once() {
 #[test]
 fn confirmations_of_bytes_that_are_not_counted_yet_do_not_hide_why_it_failed() {
     let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::PLAIN);
-    let mut scans = 0;
-    loop {
-        match world.source.poll_action(world.now) {
-            Some(Action::Send(message)) => {
-                world.source.handle_message_sent(world.now, 100);
-                if let Message::Hello(hello) = message {
-                    let welcome = Message::Welcome(Welcome { version: VERSION_MAX, migration: hello.migration });
-                    world.source.handle_message(world.now, &welcome);
-                }
-            }
-            Some(Action::Scan { .. }) => {
-                scans += 1;
-                world.source.handle_scan(world.now, Duration::ZERO, &[]);
-            }
-            Some(Action::SendPages { .. }) => break,
-            Some(action) => panic!("{action:?}"),
-            None => world.now += Duration::from_millis(1),
-        }
-        assert!(scans < 100, "no page is sent");
-    }
+    world.drive_until_pages_are_sent(&WholeGuest, &[]);
     world.source.handle_message(world.now, &Message::Progress { bytes: world.source.wire_bytes() + 1 });
     assert_eq!(world.source.error(), None);
     world.source.handle_connection_lost(world.now);
     let error = world.source.error().unwrap().to_string();
     assert!(error.contains("the connection to the target was lost"), "{error}");
+}
+
+/// What each address space wrote, as a predictor heard of it.
+type Heard = Arc<Mutex<BTreeMap<AddressSpaceId, BTreeSet<PageRun>>>>;
+
+#[derive(Debug)]
+struct Listening(Heard);
+
+impl Predictor for Listening {
+    fn name(&self) -> &'static str {
+        "listening"
+    }
+
+    fn observe(&mut self, owner: AddressSpaceId, written: &[PageRun]) {
+        self.0.lock().unwrap().entry(owner).or_default().extend(written);
+    }
+
+    fn end_epoch(&mut self) {}
+
+    fn tracked_pages(&self) -> u64 {
+        0
+    }
+
+    fn heat(&self, _: PageNumber) -> f64 {
+        0.0
+    }
+
+    fn visit(&self, _: &mut dyn FnMut(RankedPage)) {}
+
+    fn memory_bytes(&self) -> usize {
+        0
+    }
+}
+
+#[test]
+fn written_pages_are_counted_by_owner() {
+    let quarter = |number: u64, first: u64, count| {
+        (AddressSpaceId(number as u32), BTreeSet::from([PageRun::new(number * (PAGES / 4) + first, count)]))
+    };
+    let written = [PageRun::new(PAGES / 4 - 2, PAGES / 4 + 3), PageRun::new(PAGES - 1, 1)];
+    for (owners, expected) in [
+        (
+            &Quarters as &dyn Owners,
+            BTreeMap::from([quarter(0, 148, 2), quarter(1, 0, 150), quarter(2, 0, 1), quarter(3, 149, 1)]),
+        ),
+        (&WholeGuest, BTreeMap::from([(AddressSpaceId::WHOLE_GUEST, BTreeSet::from(written))])),
+    ] {
+        let heard = Heard::default();
+        let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::DEFAULT);
+        let predictor = Box::new(Listening(Arc::clone(&heard)));
+        world.source = Source::new(source_config(1, true, false), predictor, PolicySpec::Vmferry.build(PATIENCE));
+        world.drive_until_pages_are_sent(owners, &written);
+        assert_eq!(*heard.lock().unwrap(), expected);
+    }
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use vmferry_core::pages::PageRun;
+use vmferry_core::engine::AddressSpacesReport;
+use vmferry_core::pages::{Owners, PageRun, WholeGuest};
 use vmferry_core::plan::FixedCosts;
 use vmferry_core::wire::MAX_DEVICE_STATE_BYTES;
 
@@ -15,12 +16,13 @@ use crate::guard::{Guard, GuardProgram};
 use crate::link::LinkError;
 use crate::memory::GuestMemory;
 use crate::qemu::{Finding, Inspection, QemuGuest, RamAccess, Settings, Severity};
+use crate::spaces::Ownership;
+use crate::stop_time::{StopTime, Turns};
 use crate::track::{Region, ScanStats, Tracker};
 use crate::vmm::{Machine, STEP_TIMEOUT, SourceVmm, TargetVmm, VmmError};
 
-/// What QEMU's stop phase usually costs: pause, device state, load, resume. Measured at 6–10 ms for a small guest under
-/// load-free conditions; doubled, since a guest that misses its limit is worse than one that is paused a little later.
-const FIXED_TIME: Duration = Duration::from_millis(20);
+/// How long QEMU is waited for to find out how fast it answers.
+const SLOW_ANSWER: Duration = Duration::from_millis(20);
 /// What QEMU's own stream usually holds: device state and ROMs.
 const DEVICE_STATE_BYTES: u64 = 400_000;
 /// Bytes of QEMU's stream read at once.
@@ -37,6 +39,8 @@ pub struct QemuSource {
     guest: QemuGuest,
     memory: GuestMemory,
     tracker: Tracker,
+    ownership: Option<Ownership>,
+    stop_time: StopTime,
     settings: Settings,
     guard: Option<Guard>,
     stream: Option<Receiver<std::io::Result<Vec<u8>>>>,
@@ -67,7 +71,17 @@ impl QemuSource {
             }
             None => None,
         };
-        Ok(Self { guest, memory, tracker, settings, guard, stream: None, touched: false })
+        Ok(Self {
+            guest,
+            memory,
+            tracker,
+            ownership: None,
+            stop_time: StopTime::default(),
+            settings,
+            guard,
+            stream: None,
+            touched: false,
+        })
     }
 
     /// The QEMU.
@@ -134,8 +148,15 @@ impl SourceVmm for QemuSource {
         &self.memory
     }
 
-    fn fixed_costs(&self) -> FixedCosts {
-        FixedCosts { time: FIXED_TIME, device_state_bytes: DEVICE_STATE_BYTES }
+    fn fixed_costs(&mut self) -> FixedCosts {
+        for _ in 0..self.stop_time.questions(Instant::now()) {
+            let asked_at = Instant::now();
+            // What matters is the time. A QEMU that is late is waited for no longer, and one that has ended is found out by
+            // those who need its answer.
+            drop(self.guest.qmp().execute_within("query-status", serde_json::Value::Null, SLOW_ANSWER));
+            self.stop_time.note(asked_at, asked_at.elapsed(), Turns::of_this_thread());
+        }
+        FixedCosts { time: self.stop_time.estimate(), device_state_bytes: DEVICE_STATE_BYTES }
     }
 
     fn scan(&mut self, relaxed: bool, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {
@@ -146,10 +167,34 @@ impl SourceVmm for QemuSource {
         Ok(self.tracker.scan_run(run, written)?)
     }
 
+    fn tell_owners_apart(&mut self) {
+        self.ownership = Some(Ownership::attach(self.guest.qmp(), &self.memory));
+    }
+
+    fn refresh_owners(&mut self, allowance: Duration) -> bool {
+        let Some(ownership) = &mut self.ownership else { return false };
+        ownership.refresh(self.guest.qmp(), &self.memory, allowance)
+    }
+
+    fn owners(&self) -> &dyn Owners {
+        self.ownership.as_ref().map_or(&WholeGuest, Ownership::owners)
+    }
+
+    fn accessed(&self) -> Vec<PageRun> {
+        self.ownership.as_ref().map_or_else(Vec::new, Ownership::accessed)
+    }
+
+    fn owners_report(&self) -> Option<AddressSpacesReport> {
+        self.ownership.as_ref().map(Ownership::report)
+    }
+
     fn pause(&mut self) -> Result<Instant, VmmError> {
         let (ours, theirs) = UnixStream::pair()
             .map_err(|source| VmmError::Host { what: "make a socket pair for QEMU's device state", source })?;
         self.touched = true;
+        let (mean_s, deviation_s) = self.stop_time.answer_s();
+        let stretch = self.stop_time.stretch();
+        tracing::debug!(mean_s, deviation_s, stretch, "how fast QEMU answered and the host worked before the pause");
         let mut source = self.guest.source();
         source.configure()?;
         source.start_migration(theirs.as_fd())?;
@@ -311,12 +356,15 @@ impl TargetVmm for QemuTarget {
         if run_state != "running" {
             return Err(VmmError::NotRunning { run_state });
         }
-        // The guest runs: what fails from here on is said, and changes nothing.
+        Ok(())
+    }
+
+    /// Tells the network once more, and puts QEMU's settings back. What fails here is said, and changes nothing.
+    fn settle(&mut self) {
         let announced = self.guest.target().announce_self();
         let restored = self.guest.target().restore_settings(&self.settings);
         for error in [announced, restored].into_iter().filter_map(Result::err) {
             tracing::warn!(error = crate::vmm::describe(&error), "after the hand-over");
         }
-        Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
-use vmferry_core::pages::{PAGE_BYTES, PageRun};
+use vmferry_core::pages::{Owners, PAGE_BYTES, PageRun};
 
 use crate::cancel::{Cancel, wait};
 use crate::memory::GuestMemory;
@@ -14,6 +14,9 @@ use crate::vmm::{SourceVmm, VmmError};
 
 /// Pages read at once when zero pages are looked for.
 const PIECE_PAGES: u64 = 256;
+
+/// The part of an epoch for looking who owns which page, where owners are told apart.
+const OWNERS_SHARE: f64 = 0.1;
 
 /// One epoch of a watched guest.
 #[derive(Debug)]
@@ -26,6 +29,21 @@ pub struct WatchedEpoch<'a> {
     pub length: Duration,
     /// How long its scan took.
     pub scan: Duration,
+    /// Whether all of the guest's mappings have been walked anew since the epoch before.
+    pub walked: bool,
+    vmm: &'a dyn SourceVmm,
+}
+
+impl WatchedEpoch<'_> {
+    /// Who owns which page at its end; see [`SourceVmm::tell_owners_apart`].
+    pub fn owners(&self) -> &dyn Owners {
+        self.vmm.owners()
+    }
+
+    /// The pages that programs read or wrote, by the last walk; ascending.
+    pub fn accessed(&self) -> Vec<PageRun> {
+        self.vmm.accessed()
+    }
 }
 
 /// What watching cost.
@@ -74,7 +92,9 @@ pub fn watch(
         let length = now - last;
         summary.late_epochs += u64::from(length > epoch.mul_f64(1.5));
         summary.scanning += stats.duration;
-        let seen = WatchedEpoch { number: summary.epochs, written: &written, length, scan: stats.duration };
+        let walked = vmm.refresh_owners(epoch.mul_f64(OWNERS_SHARE));
+        let (number, scan) = (summary.epochs, stats.duration);
+        let seen = WatchedEpoch { number, written: &written, length, scan, walked, vmm: &*vmm };
         summary.epochs += 1;
         if each(&seen).is_break() {
             return Ok(summary);

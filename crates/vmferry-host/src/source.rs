@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use vmferry_core::engine::{Action, OutcomeKind, Report, SentPages, Source, SourceConfig};
 use vmferry_core::pages::{PAGE_BYTES, PageRun};
 use vmferry_core::plan::{AtRead, Patience, PolicySpec};
-use vmferry_core::predict::{NoPrediction, Predictor, WorkingSetConfig, WorkingSetPredictor};
+use vmferry_core::predict::PredictorSpec;
 use vmferry_core::wire::{
     Digests, MAX_DEVICE_CHUNK_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME, Message,
     MigrationId, Pages, page_digest,
@@ -19,17 +19,10 @@ use crate::vmm::{SourceVmm, VmmError, describe};
 
 /// The most that a waiting driver sleeps before it looks at the clock again.
 const WAIT_MAX: Duration = Duration::from_millis(200);
+/// The part of an epoch for looking who owns which page: no page is sent meanwhile.
+const OWNERS_SHARE: f64 = 0.05;
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Which predictor to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PredictorKind {
-    /// The lazy counting-based splay tree.
-    Lcbst,
-    /// None: plain pre-copy.
-    None,
-}
 
 /// What the user wants.
 #[derive(Debug, Clone)]
@@ -39,7 +32,9 @@ pub struct MigrateOptions {
     /// The most bytes per second; `None`: as the path allows.
     pub bandwidth_bytes_per_s: Option<u64>,
     /// Who predicts the working set.
-    pub predictor: PredictorKind,
+    pub predictor: PredictorSpec,
+    /// Tell the guest's address spaces apart where the VMM can, so that each has a tree of its own.
+    pub address_spaces: bool,
     /// Who decides what is held back, when to pause and when to give up.
     pub policy: PolicySpec,
     /// Policies that are asked along and not obeyed; the report says what they would have done.
@@ -61,12 +56,13 @@ impl Default for MigrateOptions {
         Self {
             downtime_limit: Duration::from_millis(300),
             bandwidth_bytes_per_s: None,
-            predictor: PredictorKind::Lcbst,
+            predictor: PredictorSpec::default(),
+            address_spaces: true,
             policy: PolicySpec::Vmferry,
             shadows: Vec::new(),
             verify: false,
             epoch: Duration::from_millis(50),
-            observe: Duration::from_millis(300),
+            observe: Duration::ZERO,
             stall_timeout: Duration::from_secs(10),
             patience: Patience { passes: 8, time: Duration::from_secs(5) },
         }
@@ -103,12 +99,12 @@ pub fn migrate(
 ) -> Result<Report, VmmError> {
     let link = Link::new(stream, options.stall_timeout, cancel.clone())?;
     let total_pages = vmm.memory().layout().total_pages();
-    let (predictor, observe): (Box<dyn Predictor>, _) = match options.predictor {
-        PredictorKind::Lcbst => {
-            (Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(total_pages))), options.observe)
-        }
-        PredictorKind::None => (Box::new(NoPrediction), Duration::ZERO),
-    };
+    let predictor = options.predictor.build(total_pages);
+    let predicts = options.predictor != PredictorSpec::None;
+    let observe = if predicts { options.observe } else { Duration::ZERO };
+    if options.address_spaces && predicts {
+        vmm.tell_owners_apart();
+    }
     let machine = vmm.machine();
     let config = SourceConfig {
         migration: migration_id()?,
@@ -135,6 +131,7 @@ pub fn migrate(
         start: Instant::now(),
         buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
         written: Vec::new(),
+        owners_allowance: options.epoch.mul_f64(OWNERS_SHARE),
         total_pages,
         told: Duration::ZERO,
         cancelled: false,
@@ -149,6 +146,7 @@ struct Driver<'a> {
     start: Instant,
     buffer: Vec<u8>,
     written: Vec<PageRun>,
+    owners_allowance: Duration,
     total_pages: u64,
     told: Duration,
     cancelled: bool,
@@ -186,7 +184,8 @@ impl Driver<'_> {
                 }
             }
         }
-        let report = self.source.report(self.now());
+        let mut report = self.source.report(self.now());
+        report.address_spaces = self.vmm.owners_report();
         if report.outcome == OutcomeKind::Completed {
             tracing::info!(downtime_ms = report.downtime_ms, "the guest runs on the target");
         } else {
@@ -261,7 +260,12 @@ impl Driver<'_> {
             Action::Scan { relaxed } => {
                 self.written.clear();
                 let stats = self.vmm.scan(relaxed, &mut self.written)?;
-                self.source.handle_scan(self.now(), stats.duration, &self.written);
+                // Not in the stop phase: there is nothing to learn for any more.
+                if relaxed {
+                    self.vmm.refresh_owners(self.owners_allowance);
+                    self.source.handle_fixed_costs(self.vmm.fixed_costs());
+                }
+                self.source.handle_scan(self.start.elapsed(), stats.duration, &self.written, self.vmm.owners());
             }
             Action::SendPages { runs, at_read } => {
                 let sent = self.send_pages(&runs, at_read)?;

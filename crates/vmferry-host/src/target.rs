@@ -100,6 +100,9 @@ impl Driver<'_> {
                 None => self.wait(),
             }
         }
+        if self.target.outcome() == Some(&TargetOutcome::Running) {
+            self.vmm.settle();
+        }
         self.report()
     }
 

@@ -1,8 +1,10 @@
 //! What a driver needs of a virtual machine monitor, on either side.
 
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-use vmferry_core::pages::PageRun;
+use vmferry_core::engine::AddressSpacesReport;
+use vmferry_core::pages::{Owners, PageRun, WholeGuest};
 use vmferry_core::plan::FixedCosts;
 
 use crate::embedded::EmbeddedError;
@@ -80,15 +82,15 @@ pub enum VmmError {
 /// The guest on the source.
 ///
 /// Dropping it without [`Self::resume`] or [`Self::released`] must leave a guest that runs.
-pub trait SourceVmm {
+pub trait SourceVmm: Debug {
     /// What the target must be, too.
     fn machine(&self) -> Machine;
 
     /// The guest's RAM.
     fn memory(&self) -> &GuestMemory;
 
-    /// What the stop phase usually costs besides copying.
-    fn fixed_costs(&self) -> FixedCosts;
+    /// What the stop phase will cost besides copying, as far as can be told now. May ask the VMM something.
+    fn fixed_costs(&mut self) -> FixedCosts;
 
     /// Appends the pages written since the last scan, and re-arms them. Where that is `relaxed`, pages that are written all
     /// the time may be appended unseen and stay unarmed.
@@ -102,6 +104,31 @@ pub trait SourceVmm {
     /// # Errors
     /// The VMM may have ended.
     fn scan_run(&mut self, run: PageRun, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError>;
+
+    /// Begins to tell the guest's address spaces apart, where the VMM can. It may find out at any time that it cannot: the
+    /// guest then has one.
+    fn tell_owners_apart(&mut self) {}
+
+    /// Looks anew who owns which page, for about `allowance` at each call, taken over all calls. Returns whether all of the
+    /// guest's mappings have been walked anew with this call.
+    fn refresh_owners(&mut self, _allowance: Duration) -> bool {
+        false
+    }
+
+    /// Who owns which page, as it was found last.
+    fn owners(&self) -> &dyn Owners {
+        &WholeGuest
+    }
+
+    /// The pages that programs read or wrote, as it was found last; ascending.
+    fn accessed(&self) -> Vec<PageRun> {
+        Vec::new()
+    }
+
+    /// What telling owners apart came to; `None` if it was never begun.
+    fn owners_report(&self) -> Option<AddressSpacesReport> {
+        None
+    }
 
     /// Stops the guest, ready to save its device state. Paused on success; on an error it may be either. Returns when it
     /// stopped.
@@ -140,11 +167,14 @@ pub trait TargetVmm {
     /// The VMM is then of no further use.
     fn load(&mut self, device_state: &[u8]) -> Result<(), VmmError>;
 
-    /// Runs the guest, and tells the network.
+    /// Runs the guest.
     ///
     /// # Errors
     /// The guest does not run here.
     fn run(&mut self) -> Result<(), VmmError>;
+
+    /// Does what was left for after the guest runs and the source knows: it does not count as downtime.
+    fn settle(&mut self) {}
 }
 
 /// An error with all its causes, on one line.

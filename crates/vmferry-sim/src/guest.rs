@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use vmferry_core::pages::{PageNumber, PageRun, PageSet};
+use vmferry_core::pages::{AddressSpaceId, Owners, PageNumber, PageRun, PageSet, WholeGuest};
 
 use crate::SimError;
 use crate::link::PageClass;
@@ -37,7 +37,10 @@ pub(crate) struct Found {
 /// The guest of a trace, as the source's host sees it.
 #[derive(Debug)]
 pub(crate) struct Guest<'a> {
+    trace: &'a Trace,
     replay: Replay<'a>,
+    /// `None` where the trace knows of one address space only.
+    owners: Option<PageOwners>,
     pages: u64,
     runs: bool,
     /// Pages that hold only zero bytes.
@@ -66,8 +69,16 @@ impl<'a> Guest<'a> {
         for &run in &trace.zero {
             zero.insert_run(run);
         }
+        let begun_epochs = replay.begun_epochs().saturating_sub(1);
+        let written = || trace.epochs.iter().flat_map(|epoch| &epoch.written);
+        let has_owners = written().any(|written| written.owner != AddressSpaceId::WHOLE_GUEST);
         Ok(Self {
+            trace,
             replay,
+            owners: has_owners.then(|| PageOwners {
+                of_page: vec![AddressSpaceId::WHOLE_GUEST; trace.pages as usize],
+                epochs: begun_epochs,
+            }),
             pages: trace.pages,
             runs: true,
             zero,
@@ -92,6 +103,17 @@ impl<'a> Guest<'a> {
                 self.faults += 1;
             }
             self.writes += 1;
+        }
+        if let Some(owners) = &mut self.owners {
+            owners.learn(self.trace, self.replay.begun_epochs());
+        }
+    }
+
+    /// Who owns which page, as of the epoch that wrote it last.
+    pub(crate) fn owners(&self) -> &dyn Owners {
+        match &self.owners {
+            Some(owners) => owners,
+            None => &WholeGuest,
         }
     }
 
@@ -248,6 +270,34 @@ impl<'a> Guest<'a> {
     }
 }
 
+/// The owner of each page by the trace's epochs so far.
+#[derive(Debug)]
+struct PageOwners {
+    of_page: Vec<AddressSpaceId>,
+    /// Epochs of which the owners are known.
+    epochs: u64,
+}
+
+impl PageOwners {
+    fn learn(&mut self, trace: &Trace, epochs: u64) {
+        // More than one round of the trace changes nothing.
+        for number in self.epochs.max(epochs.saturating_sub(trace.epochs.len() as u64))..epochs {
+            for written in &trace.epoch_at(number).written {
+                self.of_page[written.run.first.0 as usize..written.run.end() as usize].fill(written.owner);
+            }
+        }
+        self.epochs = epochs;
+    }
+}
+
+impl Owners for PageOwners {
+    fn owner_of(&self, run: PageRun) -> (AddressSpaceId, u64) {
+        let owners = &self.of_page[run.first.0 as usize..run.end() as usize];
+        let owner = owners[0];
+        (owner, owners.iter().take_while(|&&other| other == owner).count() as u64)
+    }
+}
+
 /// The pages of `run` that are in `set`.
 fn members(set: &PageSet, run: PageRun) -> Vec<PageNumber> {
     let mut pages = Vec::new();
@@ -286,6 +336,26 @@ mod tests {
                 .map(|runs| TraceEpoch { written: runs.iter().map(written).collect(), accessed: None })
                 .collect(),
         }
+    }
+
+    #[test]
+    fn pages_belong_to_whom_the_trace_says() {
+        let mut trace = trace(100, &[&[(10, 10)], &[(15, 10)], &[(40, 1)]]);
+        let one = Guest::new(&trace, Duration::ZERO, 3).unwrap();
+        assert_eq!(one.owners().sole_owner(), Some(AddressSpaceId::WHOLE_GUEST));
+        for (epoch, owner) in trace.epochs.iter_mut().zip([1, 2, 3]) {
+            epoch.written[0].owner = AddressSpaceId(owner);
+        }
+        let mut guest = Guest::new(&trace, Duration::ZERO, 3).unwrap();
+        let owner_of = |guest: &Guest<'_>, first, count| guest.owners().owner_of(PageRun::new(first, count));
+        guest.advance_to(0);
+        assert_eq!(owner_of(&guest, 8, 5), (AddressSpaceId::WHOLE_GUEST, 2));
+        assert_eq!(owner_of(&guest, 10, 20), (AddressSpaceId(1), 10));
+        guest.advance_to(2 * MS);
+        assert_eq!(owner_of(&guest, 12, 20), (AddressSpaceId(1), 3));
+        assert_eq!(owner_of(&guest, 15, 20), (AddressSpaceId(2), 10));
+        guest.advance_to(50 * MS);
+        assert_eq!(owner_of(&guest, 40, 1), (AddressSpaceId(3), 1));
     }
 
     fn pages(runs: &[PageRun]) -> BTreeSet<u64> {

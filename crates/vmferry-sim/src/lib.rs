@@ -27,6 +27,6 @@ pub mod trace;
 
 pub use error::SimError;
 pub use outcome::{GuestCost, Outcome, Ratios, Sample};
-pub use postcopy::{PostCopyConfig, PostCopyOutcome, post_copy};
+pub use postcopy::{PostCopyConfig, PostCopyOutcome, PostCopyRatios, post_copy};
 pub use scenario::{HostCosts, Scenario, StopCosts, TrackingCosts};
 pub use simulate::simulate;

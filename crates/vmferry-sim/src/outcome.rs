@@ -78,6 +78,8 @@ pub struct Sample {
     pub at_ms: f64,
     /// Pages whose newest content the target does not have.
     pub pending_pages: u64,
+    /// Those of them that are held back as the working set. 0 for policies that hold nothing back, and for post-copy.
+    pub held_pages: u64,
     /// Bytes sent, of all kinds.
     pub sent_bytes: u64,
     /// What no schedule could have sent by then, in bytes of page content: S. `None` for post-copy, to which it does not

@@ -9,6 +9,7 @@
 //! Reads count where the trace has them; else only writes do, and a guest that reads has more faults than this says.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use serde::Serialize;
 use vmferry_core::pages::{PageNumber, PageSet};
@@ -20,6 +21,7 @@ use crate::optimum::each_page_once_bytes;
 use crate::outcome::Sample;
 use crate::replay::{Replay, Touches, nanoseconds};
 use crate::scenario::Scenario;
+use crate::simulate::{LEAST_PAGE_BYTES, StopFloor};
 use crate::trace::Trace;
 
 /// The most zero pages in one note: reading them to see that they are zero takes time, for which a demanded page waits.
@@ -67,11 +69,52 @@ pub struct PostCopyOutcome {
     pub stall_max_ms: f64,
     /// Share of the time from its resumption until the last page was there for which the guest stood still.
     pub slowdown: f64,
+    /// The least that any migration can do which may move the guest before its memory, and this one in relation to it.
+    pub optimum: PostCopyRatios,
     /// The migration over time, a sample an epoch.
     pub series: Vec<Sample>,
 }
 
-/// Migrates the trace's guest by post-copy. Of the scenario, link, stop costs, host costs, epoch, start and seed count.
+/// The optimum of post-copy, and ratios to it. It does not depend on what the guest writes. As the optimum of pre-copy
+/// it has the link from the migration's beginning on, sends pages as their content alone, zero pages for nothing, and
+/// keeps the downtime limit; since it need not copy pages while the guest stands still, it is never greater than that.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct PostCopyRatios {
+    /// The shortest total time: device state and the content of each page once on the link, or the shortest downtime if
+    /// that is longer. `None` if that downtime is beyond the limit.
+    pub total_ms: Option<f64>,
+    /// The shortest downtime: its fixed parts, with no page to copy.
+    pub downtime_ms: f64,
+    /// The total time in relation to the shortest.
+    pub total_ratio: Option<f64>,
+    /// The downtime in relation to the shortest.
+    pub downtime_ratio: f64,
+}
+
+impl PostCopyRatios {
+    fn of(trace: &Trace, scenario: &Scenario, sizes: &FrameSizes, total_ms: f64, downtime_ms: f64) -> Self {
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let least_downtime_ms = StopFloor::of(scenario, sizes).downtime_ms(0.0);
+        let zero_pages: u64 = trace.zero.iter().map(|run| run.count).sum();
+        let page_bytes = (trace.pages - zero_pages) * u64::from(LEAST_PAGE_BYTES.raw)
+            + zero_pages * u64::from(LEAST_PAGE_BYTES.zero);
+        let bytes = page_bytes + sizes.whole_device_state(scenario.stop.device_state_bytes);
+        let on_link_ms = bytes as f64 / scenario.bandwidth_bytes_per_s as f64 * 1e3;
+        // The total time ends when guest and pages are there; the downtime, a message later.
+        let latency_ms = ms(scenario.latency);
+        let least_total_ms = (on_link_ms + latency_ms).max(least_downtime_ms - latency_ms);
+        let least_total_ms = (least_downtime_ms <= ms(scenario.downtime_limit)).then_some(least_total_ms);
+        Self {
+            total_ms: least_total_ms,
+            downtime_ms: least_downtime_ms,
+            total_ratio: least_total_ms.map(|least| total_ms / least),
+            downtime_ratio: downtime_ms / least_downtime_ms,
+        }
+    }
+}
+
+/// Migrates the trace's guest by post-copy. Of the scenario, link, stop costs, host costs, epoch, start and seed count,
+/// and for the optimum its downtime limit.
 ///
 /// # Errors
 /// [`SimError`]: a trace or scenario that cannot be simulated.
@@ -118,6 +161,7 @@ pub fn post_copy(trace: &Trace, scenario: &Scenario, config: &PostCopyConfig) ->
         series.push(Sample {
             at_ms: now_ns as f64 / 1e6,
             pending_pages: pusher.unsent,
+            held_pages: 0,
             sent_bytes: pusher.line.bytes,
             least_left_bytes: None,
         });
@@ -128,10 +172,11 @@ pub fn post_copy(trace: &Trace, scenario: &Scenario, config: &PostCopyConfig) ->
     let ms = |ns: u64| ns as f64 / 1e6;
     let end_ns = pusher.last_there_ns.max(running_ns);
     let page_bytes = pusher.line.bytes - state_bytes;
+    let downtime_ms = ms(running_ns + latency_ns - stopped_ns);
     Ok(PostCopyOutcome {
         trace: trace.name.clone(),
         total_ms: ms(end_ns),
-        downtime_ms: ms(running_ns + latency_ns - stopped_ns),
+        downtime_ms,
         stopped_ms: ms(running_ns - stopped_ns),
         wire_bytes: pusher.line.bytes,
         page_bytes,
@@ -141,6 +186,7 @@ pub fn post_copy(trace: &Trace, scenario: &Scenario, config: &PostCopyConfig) ->
         stalled_ms: ms(stalls.total_ns),
         stall_max_ms: ms(stalls.longest_ns),
         slowdown: if end_ns > running_ns { stalls.total_ns as f64 / (end_ns - running_ns) as f64 } else { 0.0 },
+        optimum: PostCopyRatios::of(trace, scenario, &sizes, ms(end_ns), downtime_ms),
         series,
     })
 }

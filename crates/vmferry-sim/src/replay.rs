@@ -115,6 +115,11 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// How many epochs of the trace have begun so far, those before the start and those of earlier rounds included.
+    pub(crate) fn begun_epochs(&self) -> u64 {
+        self.epoch
+    }
+
     /// The next event of the epoch at hand, in the trace's time.
     fn peek(&self) -> Option<(u64, u32)> {
         let event = *self.events.get(self.cursor)?;

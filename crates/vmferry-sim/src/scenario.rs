@@ -136,7 +136,7 @@ impl Default for Scenario {
             bandwidth_cap_bytes_per_s: None,
             downtime_limit: Duration::from_millis(300),
             epoch: Duration::from_millis(50),
-            observe: Duration::from_millis(300),
+            observe: Duration::ZERO,
             patience: Patience { passes: 8, time: Duration::from_secs(5) },
             planned: FixedCosts { time: Duration::from_millis(20), device_state_bytes: 400_000 },
             stop: StopCosts::default(),

@@ -182,7 +182,8 @@ impl Driver<'_> {
                 + costs.page_ns * found.looked_at as f64
                 + costs.written_ns * found.armed as f64,
         );
-        self.source.handle_scan(self.now(), Duration::from_nanos(self.now_ns - begun_ns), &found.runs);
+        let took = Duration::from_nanos(self.now_ns - begun_ns);
+        self.source.handle_scan(self.now(), took, &found.runs, self.guest.owners());
         self.note_moment();
     }
 
@@ -190,6 +191,7 @@ impl Driver<'_> {
         self.moments.push(Moment {
             at_ns: self.now_ns,
             pending_pages: self.source.pending_pages(),
+            held_pages: self.source.held_pages(),
             sent_bytes: self.to_target.bytes(),
         });
     }
@@ -279,6 +281,7 @@ impl Driver<'_> {
         let sample = |(moment, &least_left_bytes): (&Moment, &f64)| Sample {
             at_ms: moment.at_ns as f64 / 1e6,
             pending_pages: moment.pending_pages,
+            held_pages: moment.held_pages,
             sent_bytes: moment.sent_bytes,
             least_left_bytes: Some(least_left_bytes),
         };
@@ -369,6 +372,7 @@ impl Driver<'_> {
 struct Moment {
     at_ns: u64,
     pending_pages: u64,
+    held_pages: u64,
     sent_bytes: u64,
 }
 
@@ -383,7 +387,7 @@ struct Least {
 }
 
 /// What no schedule can avoid in the stop phase beside copying pages.
-struct StopFloor {
+pub(crate) struct StopFloor {
     /// What has to be done before the device state can be sent. Pages can cross meanwhile.
     before_ms: f64,
     /// What comes after: device state and messages on the link, loading, resuming, and the word that the guest runs.
@@ -391,7 +395,7 @@ struct StopFloor {
 }
 
 impl StopFloor {
-    fn of(scenario: &Scenario, sizes: &FrameSizes) -> Self {
+    pub(crate) fn of(scenario: &Scenario, sizes: &FrameSizes) -> Self {
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
         let stop = &scenario.stop;
         let device_bytes = sizes.whole_device_state(stop.device_state_bytes);
@@ -412,7 +416,7 @@ impl StopFloor {
     }
 
     /// The shortest downtime with pages to copy that take so long.
-    fn downtime_ms(&self, copy_ms: f64) -> f64 {
+    pub(crate) fn downtime_ms(&self, copy_ms: f64) -> f64 {
         self.before_ms.max(copy_ms) + self.after_ms
     }
 }

@@ -24,7 +24,6 @@ use vmferry_core::predict::{PredictorSpec, PredictorSpecError};
 
 pub use statistics::Estimate;
 
-use crate::optimum::each_page_once_bytes;
 use crate::random::SplitMix64;
 use crate::trace::Trace;
 use crate::{Outcome, PostCopyConfig, PostCopyOutcome, Sample, Scenario, SimError, post_copy, simulate};
@@ -308,7 +307,7 @@ pub struct CellReport {
     /// In which share of the starts some schedule could have met the limit within the scenario's horizon; `None` if no
     /// arm was pre-copy.
     pub feasible_share: Option<f64>,
-    /// The shortest total time with a pause within the limit.
+    /// The shortest total time with a pause within the limit, of those that move memory first.
     pub optimum_total_ms: Option<Estimate>,
     /// The arms, as in the report's list; those without a finished run too.
     pub arms: Vec<ArmReport>,
@@ -329,11 +328,13 @@ pub struct ArmReport {
     pub excess_pages: Option<Estimate>,
     /// Total time.
     pub total_ms: Option<Estimate>,
-    /// Total time, in relation to the shortest with a pause within the limit.
+    /// Total time, in relation to the shortest with a pause within the limit; for post-copy, to the shortest of those
+    /// that may move the guest before its memory.
     pub total_ratio: Option<Estimate>,
     /// Downtime.
     pub downtime_ms: Option<Estimate>,
-    /// Downtime, in relation to the shortest with a pause at the same moment.
+    /// Downtime, in relation to the shortest with a pause at the same moment; for post-copy, to one in which no page is
+    /// copied.
     pub downtime_ratio: Option<Estimate>,
     /// Share of its time that the guest lost to the migration while it ran: to tracking, or waiting for pages.
     pub slowdown: Option<Estimate>,
@@ -381,13 +382,14 @@ pub struct RunReport {
     pub excess_pages: i64,
     /// Until the guest ran on the target, or for post-copy until all its pages were there.
     pub total_ms: f64,
-    /// The shortest total time with a pause within the limit.
+    /// The shortest total time with a pause within the limit; for post-copy, that of
+    /// [`PostCopyRatios`](crate::PostCopyRatios).
     pub optimum_total_ms: Option<f64>,
     /// The first in relation to the second.
     pub total_ratio: Option<f64>,
     /// Downtime; 0 without a pause.
     pub downtime_ms: f64,
-    /// The same, in relation to the shortest.
+    /// The same, in relation to the shortest with a pause at the same moment, or for post-copy without a page to copy.
     pub downtime_ratio: Option<f64>,
     /// Share of its time that the guest lost while it ran.
     pub slowdown: f64,
@@ -517,8 +519,9 @@ impl Sweep<'_> {
                 scenario.predictor = predictor;
                 simulate(trace, &scenario).map(|outcome| pre_copy_run(seed, start_ms, outcome))
             }
-            Arm::PostCopy(config) => post_copy(trace, &scenario, &config)
-                .map(|outcome| post_copy_run(seed, start_ms, trace, &scenario, outcome)),
+            Arm::PostCopy(config) => {
+                post_copy(trace, &scenario, &config).map(|outcome| post_copy_run(seed, start_ms, &scenario, outcome))
+            }
         };
         let (run, series) =
             ran.map_err(|error| SweepError::Run { arm: arm.to_string(), trace: trace.name.clone(), seed, error })?;
@@ -613,9 +616,10 @@ fn pre_copy_run(seed: usize, start_ms: f64, outcome: Outcome) -> Done {
     (run, outcome.series)
 }
 
-/// Post-copy always ends, and sends each page once. Its downtime is not compared with the least one: that is of migrations
-/// that move memory first.
-fn post_copy_run(seed: usize, start_ms: f64, trace: &Trace, scenario: &Scenario, outcome: PostCopyOutcome) -> Done {
+/// Post-copy always ends, and sends each page once. It is compared with an optimum of its own: that of migrations that move
+/// memory first waits for a pause in which little is left to copy.
+fn post_copy_run(seed: usize, start_ms: f64, scenario: &Scenario, outcome: PostCopyOutcome) -> Done {
+    let optimum = outcome.optimum;
     let run = RunReport {
         seed,
         start_ms,
@@ -623,13 +627,13 @@ fn post_copy_run(seed: usize, start_ms: f64, trace: &Trace, scenario: &Scenario,
         given_up_ms: None,
         within_limit: Some(outcome.downtime_ms <= milliseconds(scenario.downtime_limit)),
         page_bytes: outcome.page_bytes,
-        bytes_ratio: outcome.page_bytes as f64 / each_page_once_bytes(trace) as f64,
+        bytes_ratio: outcome.bytes_ratio,
         excess_pages: 0,
         total_ms: outcome.total_ms,
-        optimum_total_ms: None,
-        total_ratio: None,
+        optimum_total_ms: optimum.total_ms,
+        total_ratio: optimum.total_ratio,
         downtime_ms: outcome.downtime_ms,
-        downtime_ratio: None,
+        downtime_ratio: Some(optimum.downtime_ratio),
         slowdown: outcome.slowdown,
         held_pages: 0,
         precision: None,

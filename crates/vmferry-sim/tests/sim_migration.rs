@@ -37,6 +37,10 @@ fn check(trace: &Trace, scenario: &Scenario, outcome: &Outcome) {
     let last = outcome.series.last().expect("a sample at the end");
     assert_eq!(last.sent_bytes, report.wire_bytes, "every byte went over the link");
     assert!(outcome.series.is_sorted_by(|a, b| a.at_ms <= b.at_ms && a.sent_bytes <= b.sent_bytes));
+    for sample in &outcome.series {
+        assert!(sample.held_pages <= sample.pending_pages, "{sample:?}: what is held back was not sent");
+        assert!(sample.held_pages == 0 || scenario.policy == PolicySpec::Vmferry, "{sample:?}");
+    }
     let on_link_ms = report.wire_bytes as f64 / scenario.bandwidth_bytes_per_s as f64 * 1e3;
     // What was given to the socket before a migration ended without a hand-over need not have left it.
     let buffered_ms = scenario.socket_buffer_bytes as f64 / scenario.bandwidth_bytes_per_s as f64 * 1e3;
@@ -47,7 +51,11 @@ fn check(trace: &Trace, scenario: &Scenario, outcome: &Outcome) {
     }
     assert_eq!(report.outcome, OutcomeKind::Completed);
     assert_eq!(report.pages.sent + report.pages.zero - report.pages.resent, trace.pages, "each page once, and resends");
-    assert_eq!(last.pending_pages, 0);
+    assert_eq!((last.pending_pages, last.held_pages), (0, 0));
+    assert!(
+        outcome.series.iter().any(|sample| sample.held_pages == report.working_set.pages),
+        "there is a sample at the scan of the pause"
+    );
     assert!(report.wire.raw_bytes >= report.pages.sent * PAGE_BYTES);
     let least = &outcome.optimum;
     assert!(least.bytes_ratio >= 1.0 && least.excess_bytes >= 0, "{least:?}");

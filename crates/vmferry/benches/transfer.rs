@@ -9,10 +9,10 @@ use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use vmferry_core::engine::OutcomeKind;
+use vmferry_core::predict::PredictorSpec;
 use vmferry_guest::{Parameters, Pattern};
 use vmferry_host::{
-    Cancel, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, MigrateOptions, PredictorKind, migrate,
-    pages_in, receive,
+    Cancel, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, MigrateOptions, migrate, pages_in, receive,
 };
 
 const MEMORY_BYTES: u64 = 1 << 30;
@@ -53,7 +53,7 @@ fn engine() -> (u64, Duration) {
     let waiting = EmbeddedGuest::start_incoming(&program, MEMORY_BYTES, &parameters).expect("a target");
     let mut source = EmbeddedSource::attach(guest).expect("tracking");
     let mut target = EmbeddedTarget::new(waiting);
-    let options = MigrateOptions { predictor: PredictorKind::None, ..MigrateOptions::default() };
+    let options = MigrateOptions { predictor: PredictorSpec::None, ..MigrateOptions::default() };
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("loopback");
     let report = std::thread::scope(|scope| {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmferry_core::plan::PolicySpec;
+use vmferry_core::predict::PredictorSpec;
 use vmferry_guest::Pattern;
-use vmferry_host::{MigrateOptions, PredictorKind};
+use vmferry_host::MigrateOptions;
 use vmferry_sim::sweep::ArmKind;
 
 use crate::{simulate, units};
@@ -110,9 +111,14 @@ pub(crate) struct Tuning {
     /// The longest pause, for instance 300ms
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::time)]
     pub(crate) downtime_limit: Duration,
-    /// Who predicts the working set
-    #[arg(long, value_enum, default_value_t = Predictor::Lcbst)]
-    pub(crate) predictor: Predictor,
+    /// Who predicts the working set: lcbst, lru, lfu, none or another, and its parameters, as in lru-k:k=3. A name that is
+    /// none is answered with all that are
+    #[arg(long, value_name = "SPEC", default_value_t)]
+    pub(crate) predictor: PredictorSpec,
+    /// Tell the guest's processes apart by their page tables, so that each has a tree of its own. For QEMU; where it
+    /// fails, the migration goes on without
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t = Switch::On)]
+    pub(crate) address_spaces: Switch,
     /// Who decides what is held back and when to pause: vmferry, qemu, xen, skip-written or stop-and-copy. Those of others
     /// are there to compare with
     #[arg(long, value_name = "NAME", default_value_t = PolicySpec::Vmferry)]
@@ -130,8 +136,8 @@ pub(crate) struct Tuning {
     /// Time between two scans for written pages
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = units::time)]
     pub(crate) epoch: Duration,
-    /// How long to watch the guest before the first page is sent
-    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::time)]
+    /// How long to watch the guest before the first page is sent; saves little traffic for its time
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = units::time)]
     pub(crate) observe: Duration,
     /// How long the other side may be silent
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::time)]
@@ -152,10 +158,8 @@ impl Tuning {
         Ok(MigrateOptions {
             downtime_limit: self.downtime_limit,
             bandwidth_bytes_per_s,
-            predictor: match self.predictor {
-                Predictor::Lcbst => PredictorKind::Lcbst,
-                Predictor::None => PredictorKind::None,
-            },
+            predictor: self.predictor,
+            address_spaces: self.address_spaces == Switch::On,
             policy: self.policy,
             shadows: self.shadow.clone(),
             verify: self.verify,
@@ -168,11 +172,11 @@ impl Tuning {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Predictor {
-    /// A lazy counting-based splay tree over the pages written
-    Lcbst,
-    /// None: plain pre-copy
-    None,
+pub(crate) enum Switch {
+    /// Do it
+    On,
+    /// Leave it
+    Off,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -253,6 +257,12 @@ pub(crate) struct RecordArgs {
     /// Length of an epoch: written pages are looked for at the end of each
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = epoch)]
     pub(crate) epoch: Duration,
+    /// Do not look which process of the guest owns the written pages: the whole guest is one address space then
+    #[arg(long)]
+    pub(crate) no_owners: bool,
+    /// Record, about once a second, which pages the guest's programs have used by the guest's page tables
+    #[arg(long, conflicts_with = "no_owners")]
+    pub(crate) accessed: bool,
     /// What the trace is called in reports [default: the file's name]
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -428,7 +438,7 @@ pub(crate) struct SimulateArgs {
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = epoch)]
     pub(crate) epoch: Duration,
     /// How long the guest is watched before the first page is sent, where somebody predicts
-    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::time)]
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = units::time)]
     pub(crate) observe: Duration,
     /// When a migration that does not end is cancelled, in simulated time
     #[arg(long, value_name = "TIME", default_value = "120s", value_parser = units::time)]

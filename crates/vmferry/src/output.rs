@@ -7,7 +7,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vmferry_core::engine::{OutcomeKind, Report};
+use vmferry_core::engine::{AddressSpacesReport, DowntimeReport, OutcomeKind, Report};
 use vmferry_core::pages::PAGE_BYTES;
 use vmferry_host::{Cancel, Progress};
 
@@ -121,6 +121,28 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
     out.write_all(bytes).and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
+/// The parts of the downtime that do not depend on the pages left.
+fn fixed_ms(downtime: &DowntimeReport) -> f64 {
+    downtime.pause_ms + downtime.scan_ms + downtime.device_state_ms + downtime.load_ms + downtime.resume_ms
+}
+
+/// How the guest's address spaces were told apart, in words.
+pub(crate) fn describe_spaces(spaces: &AddressSpacesReport) -> String {
+    let mut text = format!("{} processes known; ", spaces.processes);
+    match spaces.refreshes {
+        0 => text.push_str("never refreshed"),
+        refreshes => text.push_str(&format!(
+            "{refreshes} refreshes, {} on average, {} at most",
+            show_ms(spaces.refresh_ms / refreshes as f64),
+            show_ms(spaces.refresh_max_ms)
+        )),
+    }
+    if let Some(failure) = &spaces.failure {
+        text.push_str(&format!("; given up: {failure}"));
+    }
+    text
+}
+
 /// The report of a migration in words.
 pub(crate) fn describe_report(report: &Report) -> String {
     let mut text = match report.outcome {
@@ -163,6 +185,11 @@ pub(crate) fn describe_report(report: &Report) -> String {
         let parts: Vec<String> =
             parts.iter().filter(|(_, ms)| *ms > 0.0).map(|(name, ms)| format!("{name} {}", show_ms(*ms))).collect();
         line("", parts.join(", "));
+        let took = fixed_ms(&report.downtime);
+        line(
+            "",
+            format!("without copy and verify {}, planned {}", show_ms(took), show_ms(report.downtime.fixed_planned_ms)),
+        );
     }
     let wire = report.wire;
     line(
@@ -229,6 +256,9 @@ pub(crate) fn describe_report(report: &Report) -> String {
                 show_ms(tracking.scan_max_ms)
             ),
         );
+    }
+    if let Some(spaces) = &report.address_spaces {
+        line("owners", describe_spaces(spaces));
     }
     if let Some(verify) = report.verify {
         line("verification", format!("{} pages compared, {} differ", verify.pages, verify.mismatched));

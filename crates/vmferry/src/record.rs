@@ -1,5 +1,6 @@
 //! `vmferry record`.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufWriter;
 use std::ops::ControlFlow;
@@ -8,13 +9,14 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::Serialize;
-use vmferry_core::pages::{AddressSpaceId, PAGE_BYTES, PageRun, PageSet};
+use vmferry_core::engine::AddressSpacesReport;
+use vmferry_core::pages::{PAGE_BYTES, PageRun, PageSet, split_by_owner};
 use vmferry_host::{QemuSource, SourceVmm, watch, zero_pages};
 use vmferry_sim::trace::file::{Header, Writer};
-use vmferry_sim::trace::{TraceEpoch, WrittenRun};
+use vmferry_sim::trace::{TraceEpoch, WrittenRun, union};
 
 use crate::cli::RecordArgs;
-use crate::output::{Lines, cancel_on_signals, print_bytes, print_json};
+use crate::output::{Lines, cancel_on_signals, describe_spaces, print_bytes, print_json};
 use crate::units::{show_bytes, show_ms, show_rate};
 
 /// What was recorded.
@@ -30,11 +32,19 @@ struct RecordReport {
     page_writes: u64,
     dirty_pages_per_s: f64,
     scan_ms: f64,
+    /// Owners that pages were recorded for.
+    owners: u64,
+    /// Epochs with accessed pages.
+    accessed_epochs: u64,
+    address_spaces: Option<AddressSpacesReport>,
 }
 
 pub(crate) fn record(args: &RecordArgs) -> anyhow::Result<ExitCode> {
     let cancel = cancel_on_signals()?;
     let mut source = QemuSource::attach(&args.qmp, args.pid, None)?;
+    if !args.no_owners {
+        source.tell_owners_apart();
+    }
     let pages = source.memory().layout().total_pages();
     let name = args.name.clone().unwrap_or_else(|| args.output.display().to_string());
     let file = File::create(&args.output).with_context(|| format!("cannot write {}", args.output.display()))?;
@@ -46,9 +56,14 @@ pub(crate) fn record(args: &RecordArgs) -> anyhow::Result<ExitCode> {
     let most = args.duration.map_or(u64::MAX, |duration| (duration.as_nanos() / args.epoch.as_nanos()).max(1) as u64);
     let mut lines = Lines::new();
     let (mut page_writes, mut recorded, mut failed) = (0_u64, Duration::ZERO, None);
+    let (mut owners, mut accessed_epochs) = (BTreeSet::new(), 0);
     let watched = watch(&mut source, args.epoch, &cancel, &mut |epoch| {
-        let owner = AddressSpaceId::WHOLE_GUEST;
-        let written: Vec<WrittenRun> = epoch.written.iter().map(|&run| WrittenRun { run, owner }).collect();
+        let written = split_by_owner(epoch.owners(), epoch.written).into_iter();
+        let written: Vec<WrittenRun> = written.map(|(owner, run)| WrittenRun { run, owner }).collect();
+        owners.extend(written.iter().map(|written| written.owner));
+        // Between two walks nothing new is known, and Linux hardly ever clears the bits.
+        let accessed = (args.accessed && epoch.walked).then(|| union(epoch.accessed(), epoch.written.iter().copied()));
+        accessed_epochs += u64::from(accessed.is_some());
         let pages: u64 = epoch.written.iter().map(|run| run.count).sum();
         for &run in epoch.written {
             written_ever.insert_run(run);
@@ -59,7 +74,7 @@ pub(crate) fn record(args: &RecordArgs) -> anyhow::Result<ExitCode> {
             let rate = pages as f64 * PAGE_BYTES as f64 / epoch.length.as_secs_f64();
             format!("{:.1} s recorded, guest writes {}", recorded.as_secs_f64(), show_rate(rate))
         });
-        if let Err(error) = writer.push(&TraceEpoch { written, accessed: None }) {
+        if let Err(error) = writer.push(&TraceEpoch { written, accessed }) {
             failed = Some(error);
             return ControlFlow::Break(());
         }
@@ -91,6 +106,9 @@ pub(crate) fn record(args: &RecordArgs) -> anyhow::Result<ExitCode> {
         page_writes,
         dirty_pages_per_s: if seconds > 0.0 { page_writes as f64 / seconds } else { 0.0 },
         scan_ms: summary.scanning.as_secs_f64() * 1e3,
+        owners: owners.len() as u64,
+        accessed_epochs,
+        address_spaces: source.owners_report(),
     };
     if args.json {
         print_json(&report)?;
@@ -104,9 +122,9 @@ pub(crate) fn record(args: &RecordArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn describe(report: &RecordReport) -> String {
-    format!(
+    let mut text = format!(
         "Recorded {} epochs of {} into {} ({}).\n  guest         {} pages, {} of them zero all the time\n  \
-         written       {} pages in all, {} a second\n  tracking      {} in scans; {} epochs were longer than asked for\n",
+         written       {} pages in all, {}\n  tracking      {} in scans; {} epochs were longer than asked for\n",
         report.epochs,
         show_ms(report.epoch_ms),
         report.file,
@@ -117,7 +135,14 @@ fn describe(report: &RecordReport) -> String {
         show_rate(report.dirty_pages_per_s * PAGE_BYTES as f64),
         show_ms(report.scan_ms),
         report.late_epochs,
-    )
+    );
+    if let Some(spaces) = &report.address_spaces {
+        text.push_str(&format!("  owners        {} of written pages; {}\n", report.owners, describe_spaces(spaces)));
+    }
+    if report.accessed_epochs > 0 {
+        text.push_str(&format!("  accessed      recorded in {} epochs\n", report.accessed_epochs));
+    }
+    text
 }
 
 /// The pages of `zero` that are not in `written`.

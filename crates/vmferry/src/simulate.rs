@@ -190,7 +190,7 @@ fn describe(report: &SweepReport) -> String {
         }
     }
     text.push_str(&format!(
-        "Means over the runs that converged, ± half the 95 % interval; x: in relation to the optimum; excess/base: in relation to {}'s.\n",
+        "Means over the runs that converged, ± half the 95 % interval; x: in relation to the optimum, for post-copy that of moving the guest first; excess/base: in relation to {}'s.\n",
         report.baseline
     ));
     text

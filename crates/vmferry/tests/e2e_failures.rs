@@ -41,7 +41,9 @@ impl Attempt {
     fn held_at(place: Where, source: &mut Machine, target: &Machine) -> Self {
         let receiver = Receiver::start(target, &SILENT);
         let (proxy, held) = Proxy::hold(&receiver.address, place);
-        let migrating = Ferry::migrate(source, &proxy.address, &[&["--json"][..], &SILENT].concat());
+        // Slow enough for the hot set to be held back, and for it not to be under way as a whole while the stream is held.
+        let slow = ["--json", "--bandwidth", "100MB/s"];
+        let migrating = Ferry::migrate(source, &proxy.address, &[&slow[..], &SILENT].concat());
         held.wait();
         // Whoever waits for the user is seen as what it is.
         assert_eq!(source.runs(), [PUSHING, HALF_PUSHED].contains(&place), "at {place:?}");

@@ -24,7 +24,10 @@ fn both_reports_are_complete(sent: &Value, received: &Value) {
 fn all_patterns(version: &'static str) {
     for pattern in [HOT, ZIPF, SWEEP] {
         let source = Machine::linux(version, pattern);
-        let (_, sent, received) = moves(source, Machine::waiting(version), &[]);
+        // The hot set must not fit the limit together with what is still cold, or nothing need be held back.
+        let tight = ["--bandwidth", "100MB/s", "--downtime-limit", "100ms"];
+        let options = if pattern == HOT { &tight[..] } else { &[] };
+        let (_, sent, received) = moves(source, Machine::waiting(version), options);
         both_reports_are_complete(&sent, &received);
         assert_eq!(sent["working_set"]["predictor"], "lcbst");
         if pattern == HOT {
@@ -61,6 +64,26 @@ fn a_guest_moves_on_and_on_and_to_a_newer_qemu() {
     assert_eq!(sent["downtime_limit_ms"], 100.0);
     let (_, sent, _) = moves(guest, newer(), &["--epoch", "20ms", "--observe", "0"]);
     report_is_complete(&sent);
+}
+
+/// The guest's processes are told apart unless that is turned off, and any predictor can be asked for.
+#[test]
+fn address_spaces_and_predictors_are_as_the_user_wishes() {
+    need_rights!();
+    let guest = Machine::linux("7.2", HOT);
+    let (guest, sent, _) = moves(guest, Machine::waiting("7.2"), &["--predictor", "lru"]);
+    report_is_complete(&sent);
+    assert_eq!(sent["working_set"]["predictor"], "lru");
+    let spaces = &sent["address_spaces"];
+    assert_eq!(spaces["failure"], Value::Null, "{sent:#}");
+    assert!(spaces["processes"].as_u64() >= Some(1) && spaces["refreshes"].as_u64() >= Some(1), "{sent:#}");
+    assert!(spaces["refresh_max_ms"].as_f64() > Some(0.0), "{sent:#}");
+    assert!(sent["downtime"]["fixed_planned_ms"].as_f64() > Some(0.0), "{sent:#}");
+    let options = ["--address-spaces", "off", "--predictor", "lcbst:half-life=8"];
+    let (_, sent, _) = moves(guest, Machine::waiting("7.2"), &options);
+    report_is_complete(&sent);
+    assert_eq!(sent["working_set"]["predictor"], "lcbst");
+    assert_eq!(sent["address_spaces"], Value::Null);
 }
 
 /// Without `--json` people read it; without `--quit-source` the source's QEMU stays, paused, and with it ends.

@@ -188,6 +188,9 @@ fn run<R: RotationRule + Default>(half_life: Option<NonZeroU32>, operations: Vec
         tree.check_invariants();
         assert_eq!(tree.scale(), model.decay.scale());
         assert!(tree.weights().eq(model.entries.iter().map(|(key, (_, weight))| (key, *weight))));
+        let mut entries: Vec<_> = tree.iter_unordered().collect();
+        entries.sort_unstable();
+        assert!(entries.into_iter().eq(model.entries.iter().map(|(key, (value, weight))| (key, *weight, value))));
         assert!(tree.iter().eq(model.entries.iter().map(|(key, (value, _))| (key, value))));
     }
 }

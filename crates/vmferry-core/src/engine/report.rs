@@ -65,6 +65,8 @@ pub struct Report {
     pub dirty_pages_per_s: Option<f64>,
     /// The cost of tracking.
     pub tracking: TrackingReport,
+    /// Telling the guest's address spaces apart, and what that cost; `None` where it was not asked for or the VMM cannot.
+    pub address_spaces: Option<AddressSpacesReport>,
     /// The comparison of all pages, if it was asked for.
     pub verify: Option<VerifyReport>,
 }
@@ -86,6 +88,8 @@ pub struct DowntimeReport {
     pub load_ms: f64,
     /// From the hand-over until the guest was known to run.
     pub resume_ms: f64,
+    /// What was planned, when the pause was decided on, for all parts but copying and verifying; their sum is what they took.
+    pub fixed_planned_ms: f64,
 }
 
 /// The time before the pause.
@@ -157,6 +161,23 @@ pub struct TrackingReport {
     pub scan_ms: f64,
     /// The longest of them.
     pub scan_max_ms: f64,
+}
+
+/// How the guest's address spaces were told apart, and what that cost.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct AddressSpacesReport {
+    /// Processes known in the end.
+    pub processes: u64,
+    /// How often it was looked who owns which page.
+    pub refreshes: u64,
+    /// The time of these in all.
+    pub refresh_ms: f64,
+    /// The longest of them.
+    pub refresh_max_ms: f64,
+    /// Of the time, asking the VMM which address spaces run.
+    pub asking_ms: f64,
+    /// Why it was given up, if it was: from then on all pages had one owner.
+    pub failure: Option<String>,
 }
 
 /// The comparison of source and target.

@@ -11,7 +11,7 @@ use super::report::{
     BoundReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, ShadowReport, TrackingReport,
     VerifyReport, WireReport, WorkingSetReport,
 };
-use crate::pages::{AddressSpaceId, PageNumber, PageRun, PageSet, RamLayout};
+use crate::pages::{Owners, PageNumber, PageRun, PageSet, RamLayout, group_by_owner};
 use crate::plan::{
     AtRead, Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Pacer, Policy, PushRules, RateEstimate,
     SendOrder, Shadow,
@@ -44,6 +44,8 @@ const SCAN_MIN_PAGES: u64 = 64;
 const COLD_BLOCK_PAGES: [u64; 3] = [512, 64, 1];
 /// The pages chosen at a scan should last until the next one, also if the path is so much faster than measured.
 const PLAN_MARGIN: f64 = 1.5;
+/// Recall is the share of the pages written within so long before the pause that were held back.
+const RECALL_WINDOW: Duration = Duration::from_millis(300);
 /// After the hand-over the answer is waited for this many times longer than the stall timeout.
 const RUNNING_PATIENCE: u32 = 3;
 /// How often resuming the guest is tried before the migration ends without it.
@@ -72,7 +74,7 @@ pub struct SourceConfig {
     pub verify: bool,
     /// How long the target may be silent while something is expected of it.
     pub stall_timeout: Duration,
-    /// The stop phase's fixed part, as the VMM's kind usually has it.
+    /// The stop phase's fixed part, as far as it is known at the beginning.
     pub fixed: FixedCosts,
 }
 
@@ -286,7 +288,12 @@ pub struct Source {
     seen: PageSet,
     /// Pages written since the push began.
     written_in_push: PageSet,
-    /// The writes of the last epochs, as many as the observation has.
+    /// Pages that the predictor knows, while a plan is made; empty otherwise. It and `ranking` are kept for the memory
+    /// that they occupy.
+    known: PageSet,
+    /// The pages among which a plan chooses, likewise.
+    ranking: Vec<RankedPage>,
+    /// The writes of the last epochs, for [`RECALL_WINDOW`].
     window: VecDeque<Vec<PageRun>>,
     next_scan: Duration,
     last_epoch_pages: u64,
@@ -350,6 +357,8 @@ impl Source {
             epoch_written: PageSet::empty(total),
             seen: PageSet::empty(total),
             written_in_push: PageSet::empty(total),
+            known: PageSet::empty(total),
+            ranking: Vec::new(),
             window: VecDeque::new(),
             next_scan: Duration::ZERO,
             last_epoch_pages: 0,
@@ -489,8 +498,9 @@ impl Source {
         self.count_sent(now, wire_bytes);
     }
 
-    /// A scan found these pages written, and they are armed again. It took so long.
-    pub fn handle_scan(&mut self, now: Duration, took: Duration, written: &[PageRun]) {
+    /// A scan found these pages written, and they are armed again. It took so long. `owners` says whose they are; those of
+    /// an epoch are asked for at the scan that ends it.
+    pub fn handle_scan(&mut self, now: Duration, took: Duration, written: &[PageRun], owners: &dyn Owners) {
         self.acted();
         let took_ms = took.as_secs_f64() * 1e3;
         self.tracking.scans += 1;
@@ -507,15 +517,15 @@ impl Source {
                     self.epoch_written.clear();
                     *until = if self.rules.observe { now + self.config.observe } else { now };
                 } else {
-                    self.end_epoch();
+                    self.end_epoch(owners);
                 }
                 self.observed(now);
             }
-            State::Pushing(_) => self.pushed_and_scanned(now),
+            State::Pushing(_) => self.pushed_and_scanned(now, owners),
             State::StopAndCopy(step @ StopStep::Scan) => {
                 *step = StopStep::Copy;
                 self.written_in_push.union_with(&self.epoch_written);
-                self.end_epoch();
+                self.end_epoch(owners);
                 self.judge_prediction();
                 // The stop phase is the last pass.
                 self.passes += 1;
@@ -534,6 +544,11 @@ impl Source {
             | State::Resuming { .. }
             | State::Ended { .. } => {}
         }
+    }
+
+    /// What the stop phase will cost besides copying was found out anew.
+    pub fn handle_fixed_costs(&mut self, fixed: FixedCosts) {
+        self.config.fixed = fixed;
     }
 
     /// These pages have no memory and read as zero.
@@ -700,6 +715,11 @@ impl Source {
         self.pending.len()
     }
 
+    /// Pages held back as the working set, as chosen last.
+    pub fn held_pages(&self) -> u64 {
+        self.held.len()
+    }
+
     /// Passes completed and begun, for a progress display.
     pub fn passes(&self) -> u32 {
         self.passes
@@ -761,6 +781,7 @@ impl Source {
             bandwidth_bytes_per_s: self.rate.bytes_per_s(),
             dirty_pages_per_s: (pushed_s > 0.0).then(|| self.written_while_pushing as f64 / pushed_s),
             tracking: self.tracking,
+            address_spaces: None,
             verify: self.verify,
         }
     }
@@ -844,11 +865,16 @@ impl Source {
     }
 
     /// The epoch's writes are complete: the predictor and the window learn them.
-    fn end_epoch(&mut self) {
-        let written: Vec<PageRun> = self.epoch_written.runs().collect();
+    fn end_epoch(&mut self, owners: &dyn Owners) {
         self.last_epoch_pages = self.epoch_written.len();
-        self.epoch_written.clear();
-        self.predictor.observe(AddressSpaceId::WHOLE_GUEST, &written);
+        let written = self.epoch_written.take_runs();
+        match owners.sole_owner() {
+            Some(owner) => self.predictor.observe(owner, &written),
+            None => {
+                let owned = group_by_owner(owners, &written);
+                owned.iter().for_each(|(&owner, runs)| self.predictor.observe(owner, runs));
+            }
+        }
         self.predictor.end_epoch();
         // Without a predictor all pages are alike.
         if self.predictor.tracked_pages() > 0 {
@@ -856,7 +882,7 @@ impl Source {
                 self.seen.insert_run(run);
             }
         }
-        let epochs = (self.config.observe.as_nanos() / self.config.epoch.as_nanos().max(1)).clamp(1, 64) as usize;
+        let epochs = (RECALL_WINDOW.as_nanos() / self.config.epoch.as_nanos().max(1)).clamp(1, 64) as usize;
         while self.window.len() >= epochs {
             self.window.pop_front();
         }
@@ -882,38 +908,47 @@ impl Source {
     /// Chooses among the pending pages that were seen written: the hottest are held back, as many as the policy wants, and
     /// of the others as many are to be sent as can be until the next scan, the coldest.
     fn plan_warm(&mut self, now: Duration) -> VecDeque<PageRun> {
-        let (mut ranking, other_heat) = self.rank_pending();
         let order = |a: &RankedPage, b: &RankedPage| b.heat.total_cmp(&a.heat).then(a.page.cmp(&b.page));
         let facts = self.facts(now);
+        let budget_pages = (facts.budget_bytes() / PAGE_WIRE_BYTES) as usize;
+        let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * self.config.epoch.as_secs_f64() * PLAN_MARGIN;
+        let wanted = ((epoch_bytes / PAGE_WIRE_BYTES as f64) as usize).max(self.chunk_pages() as usize);
+        let mut ranking = std::mem::take(&mut self.ranking);
+        let other_heat = self.rank_pending(&mut ranking, budget_pages, wanted);
 
         // Only those that can be held need to be in order.
-        let most = ((facts.budget_bytes() / PAGE_WIRE_BYTES) as usize).min(ranking.len());
+        let most = budget_pages.min(ranking.len());
         if (1..ranking.len()).contains(&most) {
             ranking.select_nth_unstable_by(most, order);
         }
         ranking[..most].sort_unstable_by(order);
-        let heats: Vec<f64> = ranking.iter().map(|ranked| ranked.heat).collect();
-        let other_heat = other_heat + heats[most..].iter().sum::<f64>();
-        let Hold { pages, fresh_pages_per_epoch } = self.policy.hold(&facts, &heats[..most], other_heat);
+        let heats: Vec<f64> = ranking[..most].iter().map(|ranked| ranked.heat).collect();
+        let other_heat = other_heat + ranking[most..].iter().map(|ranked| ranked.heat).sum::<f64>();
+        let Hold { pages, fresh_pages_per_epoch } = self.policy.hold(&facts, &heats, other_heat);
         for shadow in &mut self.shadows {
-            shadow.hold(&facts, &heats[..most], other_heat);
+            shadow.hold(&facts, &heats, other_heat);
         }
         self.fresh_pages_per_epoch = fresh_pages_per_epoch;
+        let held = pages.min(most);
         self.held.clear();
-        for ranked in &ranking[..pages.min(most)] {
+        for ranked in &ranking[..held] {
             self.held.insert(ranked.page);
         }
 
-        let mut free = ranking.split_off(pages.min(most));
-        let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * self.config.epoch.as_secs_f64() * PLAN_MARGIN;
-        let wanted = ((epoch_bytes / PAGE_WIRE_BYTES as f64) as usize).max(self.chunk_pages() as usize);
+        let mut free = &mut ranking[held..];
         if free.len() > wanted {
-            // The coldest, which come last.
+            // The coldest, which come last. Those in order are hotter than all others, and need not be looked at again.
             let hotter = free.len() - wanted;
-            free.select_nth_unstable_by(hotter, order);
-            free.drain(..hotter);
+            let in_order = hotter.min(most - held);
+            free = &mut free[in_order..];
+            if hotter > in_order {
+                free.select_nth_unstable_by(hotter - in_order, order);
+                free = &mut free[hotter - in_order..];
+            }
         }
         let mut pages: Vec<PageNumber> = free.iter().map(|ranked| ranked.page).collect();
+        ranking.clear();
+        self.ranking = ranking;
         pages.sort_unstable();
         let mut runs = Vec::new();
         for page in pages {
@@ -922,29 +957,32 @@ impl Source {
         runs.into()
     }
 
-    /// The pending pages that were seen written, in no order, with their heat, at most one write per epoch; and the heat
-    /// of all other pages.
-    fn rank_pending(&self) -> (Vec<RankedPage>, f64) {
-        let mut ranking = Vec::new();
+    /// Gathers the pending pages that were seen written, in no order, with their heat, at most one write per epoch, and
+    /// returns the heat of all other pages. Of the pages that the predictor gave up, which can be many more than it knows
+    /// and are all equally cold, only so many of the first and so many of the last are gathered.
+    fn rank_pending(&mut self, ranking: &mut Vec<RankedPage>, first: usize, last: usize) -> f64 {
+        let Self { predictor, pending, seen, known, .. } = self;
+        let has_forgotten = predictor.tracked_pages() < seen.len();
         let mut other_heat = 0.0;
-        self.predictor.visit(&mut |ranked| {
+        ranking.reserve(predictor.tracked_pages() as usize);
+        predictor.visit(&mut |ranked| {
             let heat = ranked.heat.min(1.0);
-            if self.pending.contains(ranked.page) && self.seen.contains(ranked.page) {
+            debug_assert!(seen.contains(ranked.page), "{ranked:?} is known and was not seen");
+            if pending.contains(ranked.page) {
                 ranking.push(RankedPage { heat, ..ranked });
+                if has_forgotten {
+                    known.insert(ranked.page);
+                }
             } else {
                 other_heat += heat;
             }
         });
-        // Pages that the predictor gave up are cold.
-        if self.predictor.tracked_pages() < self.seen.len() {
-            let mut known = PageSet::empty(self.pending.capacity());
-            ranking.iter().for_each(|ranked| {
-                known.insert(ranked.page);
-            });
-            let forgotten = self.pending.pages().filter(|&page| self.seen.contains(page) && !known.contains(page));
+        if has_forgotten {
+            let forgotten = pending.ends_of_difference(seen, known, first, last);
             ranking.extend(forgotten.map(|page| RankedPage { page, heat: 0.0 }));
+            known.clear();
         }
-        (ranking, other_heat)
+        other_heat
     }
 
     fn facts(&self, now: Duration) -> Facts {
@@ -1113,15 +1151,15 @@ impl Source {
         self.act(Action::SendPages { runs, at_read })
     }
 
-    fn pushed_and_scanned(&mut self, now: Duration) {
+    fn pushed_and_scanned(&mut self, now: Duration, owners: &dyn Owners) {
         self.written_while_pushing += self.epoch_written.len();
         self.written_in_push.union_with(&self.epoch_written);
-        self.end_epoch();
+        self.end_epoch(owners);
         self.next_scan = now + self.config.epoch;
         self.ping(now);
         let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
         let predicting = self.rules.order == SendOrder::ColdestFirst && !self.seen.is_empty();
-        let cold_is_sent = predicting && next_difference(&self.pending, &self.seen, 0, 1).is_none();
+        let cold_is_sent = predicting && self.pending.is_subset_of(&self.seen);
         let pass_ends = push.drained
             || push.pass_pages >= push.pass_length
             || (self.passes == 0 && cold_is_sent)
@@ -1152,6 +1190,7 @@ impl Source {
             Decision::Push => {}
             Decision::Pause => {
                 self.times.pausing = Some(now);
+                self.downtime.fixed_planned_ms = facts.fixed_downtime().as_secs_f64() * 1e3;
                 self.state = State::Pausing;
             }
             Decision::GiveUp => {
@@ -1310,22 +1349,6 @@ impl Source {
     fn end(&mut self, now: Duration, error: Option<SourceError>) {
         self.times.ended = Some(now);
         self.state = State::Ended { error };
-    }
-}
-
-/// The lowest run of pages from `from` on that are in `set` and not in `without`, cut to at most `most` pages.
-fn next_difference(set: &PageSet, without: &PageSet, from: u64, most: u64) -> Option<PageRun> {
-    let mut from = from;
-    loop {
-        let run = set.next_run(PageNumber(from), most)?;
-        match without.next(run.first) {
-            Some(page) if page == run.first => {
-                // Skip the whole excluded run at once.
-                from = without.next_run(page, u64::MAX).map_or(run.end(), PageRun::end);
-            }
-            Some(page) if page.0 < run.end() => return Some(PageRun::new(run.first.0, page.0 - run.first.0)),
-            Some(_) | None => return Some(run),
-        }
     }
 }
 

@@ -5,9 +5,11 @@
 //! module speaks in these numbers; only the host's memory and tracking code knows addresses.
 
 mod layout;
+mod owners;
 mod set;
 
 pub use layout::{LayoutError, MAX_BLOCK_ID_BYTES, MAX_BLOCKS, MAX_RAM_PAGES, PAGE_BYTES, RamBlock, RamLayout};
+pub use owners::{Owners, WholeGuest, group_by_owner, split_by_owner};
 pub use set::PageSet;
 
 /// The number of a guest page, counted over all RAM blocks of the guest.

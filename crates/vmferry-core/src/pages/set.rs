@@ -111,26 +111,7 @@ impl PageSet {
             "{run:?} reaches beyond the set's {}",
             self.capacity
         );
-        let mut added = 0;
-        for (word, mask) in word_masks(run) {
-            let was = self.levels[0][word];
-            self.levels[0][word] |= mask;
-            added += u64::from((mask & !was).count_ones());
-            if was == 0 {
-                let mut index = word as u64;
-                for level in &mut self.levels[1..] {
-                    let parent = &mut level[word_of(index)];
-                    let parent_was = *parent;
-                    *parent |= bit_of(index);
-                    if parent_was != 0 {
-                        break;
-                    }
-                    index /= WORD_BITS;
-                }
-            }
-        }
-        self.len += added;
-        added
+        word_masks(run).map(|(word, mask)| self.insert_bits(word, mask)).sum()
     }
 
     /// Adds all pages of `other`.
@@ -139,9 +120,18 @@ impl PageSet {
     /// If the capacities differ.
     pub fn union_with(&mut self, other: &Self) {
         assert_eq!(self.capacity, other.capacity, "sets of one guest have one capacity");
-        for run in other.runs() {
-            self.insert_run(run);
+        for (word, bits) in other.filled_words() {
+            self.insert_bits(word, bits);
         }
+    }
+
+    /// Whether `other` holds all pages of this set.
+    ///
+    /// # Panics
+    /// If the capacities differ.
+    pub fn is_subset_of(&self, other: &Self) -> bool {
+        assert_eq!(self.capacity, other.capacity, "sets of one guest have one capacity");
+        self.filled_words().all(|(word, bits)| bits & !other.levels[0][word] == 0)
     }
 
     /// The lowest page not below `from`.
@@ -169,12 +159,56 @@ impl PageSet {
 
     /// All runs, ascending, each as long as it can be.
     pub fn runs(&self) -> impl Iterator<Item = PageRun> {
-        let mut from = 0;
+        let mut words = self.filled_words();
+        let (mut base, mut bits) = (0, 0);
+        let mut open: Option<PageRun> = None;
         std::iter::from_fn(move || {
-            let run = self.next_run(PageNumber(from), u64::MAX)?;
-            from = run.end();
-            Some(run)
+            loop {
+                if bits == 0 {
+                    match words.next() {
+                        Some((word, filled)) => (base, bits) = (word as u64 * WORD_BITS, filled),
+                        None => return open.take(),
+                    }
+                }
+                let run = lowest_run(&mut bits, base);
+                match &mut open {
+                    Some(before) if before.end() == run.first.0 => before.count += run.count,
+                    Some(_) | None => {
+                        if let Some(whole) = open.replace(run) {
+                            return Some(whole);
+                        }
+                    }
+                }
+            }
         })
+    }
+
+    /// Removes all pages, and returns them as [`Self::runs`] does.
+    pub fn take_runs(&mut self) -> Vec<PageRun> {
+        let mut runs: Vec<PageRun> = Vec::new();
+        let mut take = |word: &mut u64, index: usize| {
+            let mut bits = std::mem::take(word);
+            while bits != 0 {
+                let run = lowest_run(&mut bits, index as u64 * WORD_BITS);
+                match runs.last_mut() {
+                    Some(before) if before.end() == run.first.0 => before.count += run.count,
+                    Some(_) | None => runs.push(run),
+                }
+            }
+        };
+        let mut from = 0;
+        while let Some(parent) = self.next_filled(1, from) {
+            from = parent + 1;
+            for bit in bits_of(self.levels[1][parent]) {
+                let index = parent * WORD_BITS as usize + bit as usize;
+                take(&mut self.levels[0][index], index);
+            }
+        }
+        if let [only] = &mut self.levels[..] {
+            only.iter_mut().for_each(|word| take(word, 0));
+        }
+        self.clear_from(1);
+        runs
     }
 
     /// All pages, ascending.
@@ -182,23 +216,106 @@ impl PageSet {
         self.runs().flat_map(PageRun::pages)
     }
 
+    /// The pages of this set that are in `with` too and not in `without`, ascending: the `first` lowest and the `last`
+    /// highest of them, or all if these are all. What lies between costs little.
+    ///
+    /// # Panics
+    /// If the capacities differ.
+    pub fn ends_of_difference(
+        &self,
+        with: &Self,
+        without: &Self,
+        first: usize,
+        last: usize,
+    ) -> impl Iterator<Item = PageNumber> {
+        assert!(
+            self.capacity == with.capacity && self.capacity == without.capacity,
+            "sets of one guest have one capacity"
+        );
+        let words =
+            || self.filled_words().map(|(word, bits)| (word, bits & with.levels[0][word] & !without.levels[0][word]));
+        let total: u64 = words().map(|(_, bits)| u64::from(bits.count_ones())).sum();
+        let (first, last) = (first as u64, total.saturating_sub(last as u64));
+        let mut before = 0;
+        words().flat_map(move |(word, bits)| {
+            let number = before;
+            before += u64::from(bits.count_ones());
+            let skipped = number >= first && before <= last;
+            let kept = move |number: u64| number < first || number >= last;
+            let pages = bits_of(if skipped { 0 } else { bits }).zip(number..).filter(move |&(_, number)| kept(number));
+            pages.map(move |(bit, _)| PageNumber(word as u64 * WORD_BITS + bit))
+        })
+    }
+
     /// Removes all pages.
     pub fn clear(&mut self) {
-        while let Some(page) = self.next(PageNumber(0)) {
-            // Clear a whole word of level 0 at a time.
-            let word = word_of(page.0);
-            self.len -= u64::from(self.levels[0][word].count_ones());
-            self.levels[0][word] = 0;
+        self.clear_from(0);
+    }
+
+    /// Clears the levels from this one on; those below are clear already.
+    fn clear_from(&mut self, level: usize) {
+        // From below: each level says which words of the one below are not zero.
+        for level in level..self.levels.len() {
+            let mut from = 0;
+            while let Some(parent) = self.next_filled(level + 1, from) {
+                from = parent + 1;
+                for bit in bits_of(self.levels[level + 1][parent]) {
+                    self.levels[level][parent * WORD_BITS as usize + bit as usize] = 0;
+                }
+            }
+        }
+        // The highest level is one word, if any.
+        self.levels.iter_mut().rev().take(1).for_each(|level| level.fill(0));
+        self.len = 0;
+    }
+
+    /// The words of level 0 that are not zero, ascending, each with its index.
+    fn filled_words(&self) -> impl Iterator<Item = (usize, u64)> {
+        let words = &self.levels[0];
+        // The words under one word of level 1. A set of one word has no such level.
+        let mut filled = u64::from(self.levels.len() == 1 && words.first().is_some_and(|&word| word != 0));
+        let (mut base, mut from) = (0, 0);
+        std::iter::from_fn(move || {
+            while filled == 0 {
+                let parent = self.next_filled(1, from)?;
+                (base, from) = (parent * WORD_BITS as usize, parent + 1);
+                filled = self.levels[1][parent];
+            }
+            let index = base + filled.trailing_zeros() as usize;
+            filled &= filled - 1;
+            Some((index, words[index]))
+        })
+    }
+
+    /// The first word of a level, from this one on, that is not zero.
+    fn next_filled(&self, level: usize, from: usize) -> Option<usize> {
+        if level + 1 < self.levels.len() {
+            return self.next_bit(level + 1, from as u64).map(|word| word as usize);
+        }
+        let word = self.levels.get(level)?.get(from)?;
+        (*word != 0).then_some(from)
+    }
+
+    /// Adds the pages of these bits of a word of level 0; how many were new.
+    fn insert_bits(&mut self, word: usize, bits: u64) -> u64 {
+        debug_assert!(bits != 0, "levels above would say that word {word} is not zero");
+        let was = self.levels[0][word];
+        self.levels[0][word] |= bits;
+        if was == 0 {
             let mut index = word as u64;
             for level in &mut self.levels[1..] {
                 let parent = &mut level[word_of(index)];
-                *parent &= !bit_of(index);
-                if *parent != 0 {
+                let parent_was = *parent;
+                *parent |= bit_of(index);
+                if parent_was != 0 {
                     break;
                 }
                 index /= WORD_BITS;
             }
         }
+        let added = u64::from((bits & !was).count_ones());
+        self.len += added;
+        added
     }
 
     /// The lowest bit set in `level` that is not below `from`.
@@ -220,6 +337,24 @@ const fn word_of(index: u64) -> usize {
 
 const fn bit_of(index: u64) -> u64 {
     1 << (index % WORD_BITS)
+}
+
+/// Takes the lowest run of ones out of a word that is not zero. Its lowest bit stands for page `base`.
+fn lowest_run(bits: &mut u64, base: u64) -> PageRun {
+    let first = bits.trailing_zeros();
+    let count = (*bits >> first).trailing_ones();
+    // Shifted in two steps, since the run may reach the word's end.
+    *bits &= (u64::MAX << first) << (count - 1) << 1;
+    PageRun::new(base + u64::from(first), count.into())
+}
+
+/// The numbers of the bits that are set, ascending.
+fn bits_of(mut bits: u64) -> impl Iterator<Item = u64> {
+    std::iter::from_fn(move || {
+        let lowest = (bits != 0).then(|| u64::from(bits.trailing_zeros()))?;
+        bits &= bits - 1;
+        Some(lowest)
+    })
 }
 
 /// The level-0 words that `run` touches, each with the mask of its pages in it.
@@ -253,6 +388,7 @@ mod tests {
         Remove(u64),
         InsertRun(u64, u64),
         Clear,
+        TakeRuns,
     }
 
     fn op(capacity: u64) -> impl Strategy<Value = Op> {
@@ -261,6 +397,7 @@ mod tests {
             8 => (0..capacity).prop_map(Op::Remove),
             4 => (0..capacity, 0..300_u64).prop_map(move |(at, n)| Op::InsertRun(at, n.min(capacity - at))),
             1 => Just(Op::Clear),
+            1 => Just(Op::TakeRuns),
         ]
     }
 
@@ -295,10 +432,50 @@ mod tests {
                         set.clear();
                         model.clear();
                     }
+                    Op::TakeRuns => {
+                        let runs: Vec<PageRun> = set.runs().collect();
+                        assert!(runs.windows(2).all(|pair| pair[0].end() < pair[1].first.0), "{runs:?}");
+                        assert_eq!(set.take_runs(), runs);
+                        assert!(runs.into_iter().flat_map(PageRun::pages).map(|page| page.0).eq(model.iter().copied()));
+                        model.clear();
+                    }
                 }
                 check(&set, &model);
             }
             assert_eq!(set.next(PageNumber(from)).map(|page| page.0), model.range(from..).next().copied());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn unions_and_subsets_are_those_of_sets(
+            (capacity, some, more, fewer) in (1..10_000_u64).prop_flat_map(|capacity| {
+                let pages = || prop::collection::btree_set(0..capacity, 0..60);
+                (Just(capacity), pages(), pages(), pages())
+            }),
+            (first, last) in (0..20_usize, 0..20_usize),
+        ) {
+            let set_of = |pages: &BTreeSet<u64>| {
+                let mut set = PageSet::empty(capacity);
+                pages.iter().for_each(|&page| assert!(set.insert(PageNumber(page))));
+                set
+            };
+            let (mut set, other) = (set_of(&some), set_of(&more));
+            prop_assert_eq!(set.is_subset_of(&other), some.is_subset(&more));
+            set.union_with(&set_of(&fewer));
+            let mut ends: Vec<u64> = some.union(&fewer).filter(|page| !more.contains(page)).copied().collect();
+            if first + last < ends.len() {
+                ends.drain(first..ends.len() - last);
+            }
+            let all = PageSet::full(capacity);
+            let found = set.ends_of_difference(&all, &other, first, last).map(|page| page.0);
+            prop_assert!(found.eq(ends.iter().copied()));
+            let found = all.ends_of_difference(&set, &other, first, last).map(|page| page.0);
+            prop_assert!(found.eq(ends));
+            let some: BTreeSet<u64> = some.union(&fewer).copied().collect();
+            set.union_with(&other);
+            check(&set, &some.union(&more).copied().collect());
+            prop_assert!(other.is_subset_of(&set));
         }
     }
 

@@ -90,6 +90,18 @@ impl Facts {
         Some(self.fixed.time + Duration::try_from_secs_f64(copying).unwrap_or(Duration::MAX))
     }
 
+    /// The part of the pause that does not depend on the pages left; without the device state's way where nothing is known
+    /// of the path.
+    pub fn fixed_downtime(&self) -> Duration {
+        let sending = self.bandwidth_bytes_per_s.map_or(0.0, |rate| self.fixed.device_state_bytes as f64 / rate);
+        self.fixed.time + Duration::try_from_secs_f64(sending).unwrap_or(Duration::MAX)
+    }
+
+    /// Whether no pause at all would be within the limit.
+    pub fn fixed_exceeds_limit(&self) -> bool {
+        self.fixed_downtime() > self.downtime_limit
+    }
+
     /// Whether everything that remains fits the downtime limit.
     pub fn fits(&self) -> bool {
         self.expected_downtime().is_some_and(|downtime| downtime <= self.planned_downtime())

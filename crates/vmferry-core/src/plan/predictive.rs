@@ -24,6 +24,12 @@ const SMOOTHING: Duration = Duration::from_millis(300);
 const EXTRA_PASSES_MAX: u32 = 4;
 /// A pass more is worth its time if it is expected to leave at most this share of what remains now.
 const GAIN_FACTOR: f64 = 0.7;
+/// And its time, as a share of the time spent so far, is at most this.
+const EXTRA_PASS_TIME_SHARE: f64 = 0.2;
+/// For so long the path is only being measured: a burst that a shaper lets through would make any rest fit.
+const FIRST_LOOK: Duration = Duration::from_millis(200);
+/// If the fixed part of a pause alone has been longer than the limit for so long, it is no passing delay of the host.
+const FIXED_PATIENCE: Duration = Duration::from_secs(1);
 /// No schedule could have met the limit at any moment of so long, times the patience: then it is not waited for longer.
 const HOPELESS_FACTOR: f64 = 1.5;
 
@@ -38,6 +44,7 @@ pub struct Predictive {
     passes_since_best: u32,
     extra_passes: u32,
     hopeless_since: Option<Duration>,
+    fixed_too_long_since: Option<Duration>,
 }
 
 impl Predictive {
@@ -51,6 +58,7 @@ impl Predictive {
             passes_since_best: 0,
             extra_passes: 0,
             hopeless_since: None,
+            fixed_too_long_since: None,
         }
     }
 
@@ -65,7 +73,8 @@ impl Predictive {
         let held = facts.pending_pages - facts.unheld_pages;
         let fresh = facts.fresh_pages_per_epoch as f64 * pass_s / facts.epoch.as_secs_f64();
         let left = held as f64 + fresh.min(facts.unheld_pages as f64);
-        left <= facts.pending_pages as f64 * GAIN_FACTOR && pass_s <= facts.pushing_for.as_secs_f64() / 10.0
+        let time_s = facts.pushing_for.as_secs_f64() * EXTRA_PASS_TIME_SHARE;
+        left <= facts.pending_pages as f64 * GAIN_FACTOR && pass_s <= time_s
     }
 
     /// Whether for a long time not even a schedule that knows the future could have paused within the limit.
@@ -77,6 +86,16 @@ impl Predictive {
         }
         let since = *self.hopeless_since.get_or_insert(facts.pushing_for);
         facts.pushing_for.saturating_sub(since) >= self.patience.time.mul_f64(HOPELESS_FACTOR)
+    }
+
+    /// Whether for some time no pause at all would have been within the limit.
+    fn is_fixed_too_long(&mut self, facts: &Facts) -> bool {
+        if !facts.fixed_exceeds_limit() {
+            self.fixed_too_long_since = None;
+            return false;
+        }
+        let since = *self.fixed_too_long_since.get_or_insert(facts.pushing_for);
+        facts.pushing_for.saturating_sub(since) >= FIXED_PATIENCE
     }
 
     /// Notes what remains; returns whether that is progress, or the first look.
@@ -129,10 +148,9 @@ impl Policy for Predictive {
     }
 
     fn decide(&mut self, moment: Moment, facts: &Facts) -> Decision {
-        let hopeless = self.is_hopeless(facts);
-        // In the first pass a pause is not looked for: the bandwidth is hardly known, and a pause that is as long as allowed
-        // can soon be a short one.
-        if facts.passes > 0 && facts.fits() {
+        let hopeless = self.is_hopeless(facts) | self.is_fixed_too_long(facts);
+        let measured = facts.passes > 0 || facts.pushing_for >= FIRST_LOOK;
+        if measured && facts.fits() {
             if self.extra_passes >= EXTRA_PASSES_MAX || !Self::another_pass_pays(facts) {
                 return Decision::Pause;
             }
@@ -274,12 +292,27 @@ mod tests {
         assert_eq!(policy.decide(Moment::PassEnd, &facts()), Decision::Pause);
         let rewritten = Facts { unheld_pages: 900, fresh_pages_per_epoch: 900, ..facts() };
         assert_eq!(policy.decide(Moment::PassEnd, &rewritten), Decision::Pause);
-        assert_eq!(
-            policy.decide(Moment::Scan, &Facts { passes: 0, ..facts() }),
-            Decision::Push,
-            "never in the first pass"
-        );
         assert_eq!(policy.decide(Moment::Scan, &facts()), Decision::Pause);
+        let first_pass = |ms| Facts { passes: 0, pushing_for: Duration::from_millis(ms), ..facts() };
+        assert_eq!(policy.decide(Moment::Scan, &first_pass(150)), Decision::Push, "the path is not known yet");
+        assert_eq!(policy.decide(Moment::Scan, &first_pass(250)), Decision::Pause);
+    }
+
+    #[test]
+    fn a_limit_below_what_every_pause_takes_is_given_up_soon() {
+        let facts = |limit_ms, ms| Facts {
+            downtime_limit: Duration::from_millis(limit_ms),
+            pushing_for: Duration::from_millis(ms),
+            ..facts()
+        };
+        // A pause takes 20 ms, and 5 ms for the device state.
+        let mut policy = policy();
+        assert_eq!(policy.decide(Moment::Scan, &facts(20, 100)), Decision::Push);
+        assert_eq!(policy.decide(Moment::Scan, &facts(20, 1000)), Decision::Push);
+        let no_budget = Facts { pending_pages: 50_000, ..facts(27, 1100) };
+        assert_eq!(policy.decide(Moment::Scan, &no_budget), Decision::Push, "the host was slow for a while");
+        assert_eq!(policy.decide(Moment::Scan, &facts(20, 1200)), Decision::Push);
+        assert_eq!(policy.decide(Moment::Scan, &facts(20, 2200)), Decision::GiveUp);
     }
 
     #[test]

@@ -275,7 +275,7 @@ impl WorkingSetPredictor {
     /// last.
     fn lowest(&self, wanted: usize, mut limit: (u32, u32)) -> Vec<(u32, u32)> {
         let mut lowest = Vec::new();
-        for (&page, last) in self.spaces.iter().flat_map(|space| &space.tree) {
+        for (&page, _, last) in self.spaces.iter().flat_map(|space| space.tree.iter_unordered()) {
             let at = (last.epoch(), page);
             if at < limit {
                 lowest.push(at);
@@ -355,7 +355,7 @@ impl Predictor for WorkingSetPredictor {
     fn visit(&self, each: &mut dyn FnMut(RankedPage)) {
         let factor = self.writes_per_epoch();
         for AddressSpace { tree, .. } in &self.spaces {
-            for ((&page, weight), last) in tree.weights().zip(tree.values()) {
+            for (&page, weight, last) in tree.iter_unordered() {
                 each(ranked(page, self.heat_of(*last, || tree.in_units_of_today(weight) * factor)));
             }
         }

@@ -316,7 +316,7 @@ impl SourceVmm for EmbeddedSource {
         &self.guest.memory
     }
 
-    fn fixed_costs(&self) -> FixedCosts {
+    fn fixed_costs(&mut self) -> FixedCosts {
         FixedCosts { time: FIXED_TIME, device_state_bytes: DEVICE_STATE_BYTES }
     }
 

@@ -26,10 +26,12 @@
 //! it sets them at every use and clears them when it looks for pages to swap out, seldom that is.
 //!
 //! Guests whose CR3 does not lead to readable tables (encrypted memory), guests in 32-bit mode, and a QEMU without human
-//! monitor give an error. The caller goes on without address spaces then; no migration fails for it.
+//! monitor give an error. The caller goes on without address spaces then; no migration fails for it. [`Ownership`] is
+//! [`AddressSpaces`] for a caller that does so.
 
 mod known;
 mod owners;
+mod ownership;
 pub mod paging;
 mod physical;
 mod sample;
@@ -38,7 +40,9 @@ mod survey;
 use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
-use vmferry_core::pages::{AddressSpaceId, PAGE_BYTES, PageNumber, PageRun};
+use vmferry_core::pages::{AddressSpaceId, Owners, PAGE_BYTES, PageNumber, PageRun};
+
+pub use self::ownership::Ownership;
 
 use self::owners::UNMAPPED as UNMAPPED_SLOT;
 use self::paging::{Levels, Meter, TABLE_ENTRIES, Table, TableSource};
@@ -177,7 +181,8 @@ impl AddressSpaces {
         Ok(Self { sampler: Sampler::new(qmp)?, survey: Survey::new(physical.clone()), physical })
     }
 
-    /// Samples the processors and walks page tables for about `budget`; half of it at most goes to the former. What is
+    /// Samples the processors and walks page tables for about `budget`; half of it at most goes to the former, unless QEMU
+    /// is late, and half of it to the latter in any case. What is
     /// begun is brought to its end: a table, which takes microseconds, and an answer of QEMU, which is waited for up to
     /// 20 ms, usually half a millisecond. A QEMU that answers late is asked less and less; one that does so for seconds
     /// is an error.
@@ -195,7 +200,9 @@ impl AddressSpaces {
         let start = Instant::now();
         let states = self.sampler.sample(qmp, start + budget / 2)?;
         let sampling = start.elapsed();
-        let mut meter = Meter::new(Some(start + budget), MAX_TABLES_PER_REFRESH);
+        // A QEMU that always answers late must not leave the tables unread for ever.
+        let walk_until = (start + budget).max(Instant::now() + budget / 2);
+        let mut meter = Meter::new(Some(walk_until), MAX_TABLES_PER_REFRESH);
         let mut tables = GuestTables { memory, physical: &self.physical };
         let done = self.survey.refresh(&states, &mut tables, &mut meter, start)?;
         Ok(Cost {
@@ -269,6 +276,13 @@ impl AddressSpaces {
             // Of a process that has ended: its pages are free, or another's that is not walked yet.
             space => self.survey.known().space(space).map_or(UNMAPPED, |space| space.id),
         }
+    }
+}
+
+impl Owners for AddressSpaces {
+    fn owner_of(&self, run: PageRun) -> (AddressSpaceId, u64) {
+        let first = self.survey.owners().pieces(run).next();
+        first.map_or((UNMAPPED, run.count), |(slot, piece)| (self.id_of(slot), piece.count))
     }
 }
 

@@ -62,6 +62,8 @@ impl Bars<'_> {
         let scale = if most > 0.0 { (WIDTH - left - VALUE) / most } else { 0.0 };
         let height = TOP + ROW * self.rows.len() as f64 + 4.0;
         let mut svg = figure_head(self.title, self.unit, WIDTH, height);
+        // Over the reference, which runs over the bars.
+        let mut labels = String::new();
         for (index, row) in self.rows.iter().enumerate() {
             let middle = TOP + ROW * (index as f64 + 0.5);
             let shown: String = if row.name.chars().count() > LABEL_CHARACTERS {
@@ -79,8 +81,8 @@ impl Bars<'_> {
             );
             let Some(value) = row.value else {
                 let _ = write!(
-                    svg,
-                    "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                    labels,
+                    "<text class=\"tick over\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
                     left + 6.0,
                     middle + 4.0,
                     escape(&row.remark)
@@ -107,8 +109,8 @@ impl Bars<'_> {
             }
             let remark = if row.remark.is_empty() { String::new() } else { format!(" ({})", row.remark) };
             let _ = write!(
-                svg,
-                "<text x=\"{:.1}\" y=\"{:.1}\">{}{}</text>",
+                labels,
+                "<text class=\"over\" x=\"{:.1}\" y=\"{:.1}\">{}{}</text>",
                 left + (value.mean + half) * scale + 6.0,
                 middle + 4.0,
                 number(value.mean),
@@ -133,6 +135,7 @@ impl Bars<'_> {
                 escape(label)
             );
         }
+        svg.push_str(&labels);
         svg.push_str("</svg></figure>");
         svg
     }
@@ -143,6 +146,8 @@ pub(super) struct Lines<'a> {
     pub(super) title: &'a str,
     pub(super) unit: &'a str,
     pub(super) x_label: &'a str,
+    /// The axis reaches as far as this at least, also if no line does.
+    pub(super) reach_x: f64,
     pub(super) lines: Vec<Line<'a>>,
     /// A horizontal line, and what it stands for.
     pub(super) reference: Option<(f64, &'a str)>,
@@ -176,7 +181,7 @@ impl Lines<'_> {
         const TOP: f64 = 14.0;
         const BOTTOM: f64 = HEIGHT - 40.0;
         let points = || self.lines.iter().flat_map(|line| &line.points);
-        let ticks_x = ticks(points().map(|point| point.x).fold(0.0, f64::max));
+        let ticks_x = ticks(points().map(|point| point.x).fold(self.reach_x, f64::max));
         let highest = points().map(|point| point.y + point.half_width);
         let ticks_y = ticks(highest.chain(self.reference.map(|(at, _)| at)).fold(0.0, f64::max));
         let end = |ticks: &[f64]| ticks.last().copied().unwrap_or(1.0);

@@ -14,6 +14,7 @@ use vmferry_core::pages::PAGE_BYTES;
 
 use self::chart::{Bar, Bars, Line, Lines, Point, legend, series_class};
 use self::markup::{bytes, escape, json_in_script, number, percent, thousands, time};
+use crate::Sample;
 use crate::sweep::{ArmReport, CellReport, Estimate, SweepReport};
 
 /// The most cells whose course over time is drawn; tables and bars are there for all.
@@ -133,7 +134,7 @@ fn over_load(html: &mut String, report: &SweepReport, cells: &[&CellReport]) {
             };
             let lines = report.arms.iter().map(String::as_str).enumerate().map(line).collect();
             let x_label = "dirty rate / link rate";
-            Lines { title, unit, x_label, lines, reference, marked: true }.svg()
+            Lines { title, unit, x_label, reach_x: 0.0, lines, reference, marked: true }.svg()
         };
         html.push_str(&plot("Page bytes", "each page once = 1", 1.0, Some((1.0, "optimum")), |arm| arm.bytes_ratio));
         html.push_str(&plot("Total time", "s", 1e-3, None, |arm| arm.total_ms));
@@ -174,6 +175,7 @@ fn cell_section(html: &mut String, cell: &CellReport, drawn: bool) {
     if drawn && cell.arms.iter().any(|arm| !arm.series.is_empty()) {
         html.push_str("<div class=\"charts\">");
         html.push_str(&remaining(cell));
+        html.push_str(&held(cell));
         html.push_str("</div>\n");
     }
 }
@@ -208,18 +210,24 @@ fn bars(
     Bars { title, unit, rows: rows.collect(), reference }.svg()
 }
 
+/// The arms' courses: so many pages at each sample, in MB.
+fn courses(cell: &CellReport, pages: fn(&Sample) -> u64) -> Vec<Line<'_>> {
+    let point = |sample: &Sample| Point {
+        x: sample.at_ms / 1e3,
+        y: pages(sample) as f64 * PAGE_BYTES as f64 / 1e6,
+        half_width: 0.0,
+    };
+    let mut lines = Vec::new();
+    for (index, arm) in cell.arms.iter().enumerate() {
+        let points = arm.series.iter().map(point).collect();
+        lines.push(Line { name: &arm.arm, class: series_class(index), points });
+    }
+    lines
+}
+
 /// What the target lacks, over time, beside what it must lack.
 fn remaining(cell: &CellReport) -> String {
-    let mb = |bytes: f64| bytes / 1e6;
-    let mut lines: Vec<Line<'_>> = Vec::new();
-    for (index, arm) in cell.arms.iter().enumerate() {
-        let points = arm.series.iter().map(|sample| Point {
-            x: sample.at_ms / 1e3,
-            y: mb(sample.pending_pages as f64 * PAGE_BYTES as f64),
-            half_width: 0.0,
-        });
-        lines.push(Line { name: &arm.arm, class: series_class(index), points: points.collect() });
-    }
+    let mut lines = courses(cell, |sample| sample.pending_pages);
     // The bound holds for all arms as long as the guest runs: that of the arm which left it running the longest.
     let bound = cell
         .arms
@@ -228,7 +236,7 @@ fn remaining(cell: &CellReport) -> String {
         .max_by(|a, b| end_ms(a).total_cmp(&end_ms(b)));
     if let Some(arm) = bound {
         let points = arm.series.iter().filter_map(|sample| {
-            Some(Point { x: sample.at_ms / 1e3, y: mb(sample.least_left_bytes?), half_width: 0.0 })
+            Some(Point { x: sample.at_ms / 1e3, y: sample.least_left_bytes? / 1e6, half_width: 0.0 })
         });
         lines.push(Line {
             name: "least that any schedule can have left",
@@ -236,8 +244,27 @@ fn remaining(cell: &CellReport) -> String {
             points: points.collect(),
         });
     }
-    let unit = "MB that the target does not have; first seed; dotted: the least that any schedule can have left";
-    Lines { title: "Remaining over time", unit, x_label: "s", lines, reference: None, marked: false }.svg()
+    let unit = "MB the target lacks; first seed; dotted: the least that any schedule leaves";
+    let reach_x = cell_end_s(cell);
+    Lines { title: "Remaining over time", unit, x_label: "s", reach_x, lines, reference: None, marked: false }.svg()
+}
+
+/// What is held back, over time; nothing if no arm held anything back.
+fn held(cell: &CellReport) -> String {
+    let mut lines = courses(cell, |sample| sample.held_pages);
+    // A line along the axis would say no more than that it is missing does.
+    lines.retain(|line| line.points.iter().any(|point| point.y > 0.0));
+    if lines.is_empty() {
+        return String::new();
+    }
+    let unit = "MB of working set; first seed; an arm without a line holds nothing back";
+    let reach_x = cell_end_s(cell);
+    Lines { title: "Held back over time", unit, x_label: "s", reach_x, lines, reference: None, marked: false }.svg()
+}
+
+/// How far the axis of a cell's courses reaches: as far in each, so that they can be compared.
+fn cell_end_s(cell: &CellReport) -> f64 {
+    cell.arms.iter().map(end_ms).fold(0.0, f64::max) / 1e3
 }
 
 fn end_ms(arm: &ArmReport) -> f64 {
@@ -294,7 +321,8 @@ fn explanation(html: &mut String) {
          draws the moments of writes and where in the trace the migration begins; all arms of a cell see the same. \
          Differences from the baseline are taken seed by seed, where both converged.</p>\n<p>The optimum is what a sender that \
          knows all writes to come can do: each page once, the earliest pause that keeps the limit, and in the pause only what \
-         no schedule could have sent before. A total time below the optimum's is possible for a pause longer than the limit \
+         no schedule could have sent before. That of post-copy sends each page once too, after a pause in which nothing \
+         is copied. A total time below the optimum's is possible for a pause longer than the limit \
          allows. “Guest lost” is the share of its time that the guest lost while it ran: to write tracking, or with \
          post-copy waiting for pages, which its downtime does not show.</p>\n",
     );

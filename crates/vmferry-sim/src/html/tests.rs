@@ -70,12 +70,28 @@ fn the_page_is_whole_and_loads_nothing() {
     assert_eq!(html.matches("<script").count(), 1);
     assert!(html.contains("&lt;/script&gt;&lt;b&gt;&quot;&amp;"));
     assert!(html.contains(r#"{"name":"\u003c/script>"}"#));
-    for title in ["Page bytes", "Total time", "Downtime", "Remaining over time"] {
+    for title in ["Page bytes", "Total time", "Downtime", "Remaining over time", "Held back over time"] {
         assert!(html.contains(&format!("<figcaption>{title} ")), "{title}");
     }
     for arm in &report.arms {
         assert!(html.contains(&format!("<td>{arm}</td>")), "{arm}");
     }
+}
+
+/// Only what holds pages back has a line, in its own colour.
+#[test]
+fn the_held_set_is_drawn_for_those_that_have_one() {
+    let mut report = report();
+    let lines = |report: &SweepReport| {
+        let html = page(report, "{}");
+        let figure = html.split("<figcaption>Held back over time ").nth(1)?.split("</figure>").next()?.to_owned();
+        Some(figure.matches("class=\"line s").count()).filter(|_| figure.contains("class=\"line s0 st\""))
+    };
+    assert_eq!(lines(&report), Some(1), "vmferry alone");
+    for cell in &mut report.cells {
+        cell.arms[0].series.iter_mut().for_each(|sample| sample.held_pages = 0);
+    }
+    assert_eq!(lines(&report), None);
 }
 
 #[test]

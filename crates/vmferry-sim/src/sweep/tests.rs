@@ -43,6 +43,11 @@ fn the_number_of_threads_changes_nothing() {
             assert_eq!(arm.runs.iter().map(|run| run.seed).collect::<Vec<_>>(), [0, 1, 2]);
             assert!(!arm.series.is_empty() && arm.series.len() <= MAX_SAMPLES);
         }
+        for run in cell.arms.iter().flat_map(|arm| &arm.runs).filter(|run| run.converged) {
+            assert!(run.downtime_ratio.is_some_and(|ratio| ratio >= 1.0), "{run:?}");
+            let is_short = run.within_limit == Some(true);
+            assert!(!is_short || run.total_ratio.is_some_and(|ratio| ratio >= 1.0), "{run:?}");
+        }
         // Fair: each seed begins at the same place in all arms, and not each at the same one.
         let starts = |arm: &ArmReport| arm.runs.iter().map(|run| run.start_ms).collect::<Vec<_>>();
         assert!(cell.arms.iter().all(|arm| starts(arm) == starts(&cell.arms[0])));
@@ -154,7 +159,13 @@ fn differences_are_taken_in_pairs() {
 
 #[test]
 fn long_series_are_thinned_and_keep_their_ends() {
-    let sample = |index: usize| Sample { at_ms: index as f64, pending_pages: 0, sent_bytes: 0, least_left_bytes: None };
+    let sample = |index: usize| Sample {
+        at_ms: index as f64,
+        pending_pages: 0,
+        held_pages: 0,
+        sent_bytes: 0,
+        least_left_bytes: None,
+    };
     for length in [0, 1, MAX_SAMPLES, MAX_SAMPLES + 1, 10 * MAX_SAMPLES] {
         let series: Vec<Sample> = (0..length).map(sample).collect();
         let thin = thinned(series.clone());
