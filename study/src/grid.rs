@@ -28,10 +28,6 @@ const TIME_LIMIT: Duration = Duration::from_secs(900);
 /// slowest link of a grid takes for each page once.
 const HORIZON_LEAST: Duration = Duration::from_secs(30);
 const HORIZON_PASSES: f64 = 3.0;
-/// What is planned with in the place of an assumption that a live migration replaces by measurements; see
-/// docs/decisions/0011.
-const PLANNED_FIXED: Duration = Duration::from_millis(10);
-
 /// The conditions.
 #[derive(Debug, Clone)]
 pub(crate) struct Grid {
@@ -171,6 +167,18 @@ pub(crate) fn run_observation(guests: &[Guest], grid: &Grid, jobs: usize) -> Res
     Ok(all)
 }
 
+/// vmferry's default and QEMU's rule on the smaller grid, for recorded guests whose pages are all the whole guest's.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_without_owners(guests: &[Guest], grid: &Grid, jobs: usize) -> Result<Vec<Cell>> {
+    let without: Vec<Guest> = guests.iter().filter(|guest| guest.recorded).map(Guest::without_owners).collect();
+    let kinds = [ArmKind::PreCopy(PolicySpec::Vmferry), ArmKind::PreCopy(PolicySpec::Qemu)];
+    let conditions = (&grid.few_loads[..], &grid.few_limits_ms[..], grid.few_seeds);
+    let arms = arms(&kinds, &[PredictorSpec::default()]);
+    sweep("without owners", &without, Scenario::default(), arms, conditions, jobs)
+}
+
 fn sweep(
     name: &str,
     guests: &[Guest],
@@ -179,7 +187,6 @@ fn sweep(
     (loads, limits_ms, seeds): (&[f64], &[u64], usize),
     jobs: usize,
 ) -> Result<Vec<Cell>> {
-    base.planned.time = PLANNED_FIXED;
     base.time_limit = TIME_LIMIT;
     let baseline = arms.iter().position(|arm| arm.to_string() == QEMU).context("QEMU's rule is not among the arms")?;
     let runs = guests.len() * loads.len() * limits_ms.len() * arms.len() * seeds;

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use vmferry_sim::trace::{Trace, file, generate::GeneratorSpec};
+use vmferry_core::pages::AddressSpaceId;
+use vmferry_sim::trace::{Trace, WrittenRun, file, generate::GeneratorSpec};
 
 /// Generated guests, as `vmferry simulate generate:…` names them.
 const GENERATED: [&str; 7] = ["zipf", "hotcold", "phases", "sweep", "chase", "churn", "idle"];
@@ -22,6 +23,22 @@ pub(crate) struct Guest {
 impl Guest {
     pub(crate) fn name(&self) -> &str {
         &self.trace.name
+    }
+
+    /// The same guest, of whose pages nobody knows whose they are.
+    pub(crate) fn without_owners(&self) -> Self {
+        let mut trace = self.trace.clone();
+        for epoch in &mut trace.epochs {
+            let mut runs: Vec<WrittenRun> = Vec::with_capacity(epoch.written.len());
+            for written in epoch.written.drain(..) {
+                match runs.last_mut() {
+                    Some(last) if last.run.end() == written.run.first.0 => last.run.count += written.run.count,
+                    Some(_) | None => runs.push(WrittenRun { owner: AddressSpaceId::WHOLE_GUEST, ..written }),
+                }
+            }
+            epoch.written = runs;
+        }
+        Self { trace, recorded: self.recorded }
     }
 
     /// How the study's tables name where it is from.

@@ -55,6 +55,7 @@ fn main() -> Result<()> {
     grid::table(&cells).write(&tables.join("cells.csv"))?;
     let predictors = grid::run_predictors(&guests, &grid, jobs)?;
     let observation = grid::run_observation(&guests, &grid, jobs)?;
+    let without_owners = grid::run_without_owners(&guests, &grid, jobs)?;
     let quality = quality::measure(&guests, quick, jobs);
     quality::table(&quality).write(&tables.join("quality.csv"))?;
     let costs = costs::read(&tables)?;
@@ -68,6 +69,7 @@ fn main() -> Result<()> {
         cells: &cells,
         predictors: &predictors,
         observation: &observation,
+        without_owners: &without_owners,
         quality: &quality,
         costs: costs.as_ref(),
     });

@@ -104,7 +104,8 @@ pub struct Scenario {
     pub observe: Duration,
     /// When to give up.
     pub patience: Patience,
-    /// What the plan assumes of the stop phase's fixed part before it knows better.
+    /// What the plan assumes of the stop phase's fixed part: the default is what a live migration finds out on a quiet host
+    /// (docs/decisions/0011).
     pub planned: FixedCosts,
     /// What the stop phase really costs.
     pub stop: StopCosts,
@@ -138,7 +139,7 @@ impl Default for Scenario {
             epoch: Duration::from_millis(50),
             observe: Duration::ZERO,
             patience: Patience { passes: 8, time: Duration::from_secs(5) },
-            planned: FixedCosts { time: Duration::from_millis(20), device_state_bytes: 400_000 },
+            planned: FixedCosts { time: Duration::from_millis(12), device_state_bytes: 400_000 },
             stop: StopCosts::default(),
             tracking: TrackingCosts::default(),
             host: HostCosts::default(),

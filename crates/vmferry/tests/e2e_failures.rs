@@ -155,6 +155,13 @@ fn the_sources_qemu_is_killed() {
         guest.kill();
         attempt.held.go(Step::Forward);
         let finished = attempt.migrating.finish();
+        if place == STOPPED && finished.code == Some(0) {
+            // The rest of the guest was under way already, so that nothing was needed of its QEMU any more.
+            let received = attempt.receiver.ferry.finish();
+            assert_eq!(received.code, Some(0), "{received}");
+            target.lives();
+            continue;
+        }
         finished.fails_with(1, &["\"failed\""]);
         attempt.receiver.ferry.finish().fails_with(1, &["the source ended the migration"]);
         assert_eq!(target.run_state(), "inmigrate");

@@ -13,8 +13,8 @@ use super::report::{
 };
 use crate::pages::{Owners, PageNumber, PageRun, PageSet, RamLayout, group_by_owner};
 use crate::plan::{
-    AtRead, Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Pacer, Policy, PushRules, RateEstimate,
-    SendOrder, Shadow,
+    AtRead, Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Pacer, PageClass, Policy, PushRules,
+    RateEstimate, SendOrder, Shadow, WireSizes,
 };
 use crate::predict::{Predictor, RankedPage};
 use crate::wire::{
@@ -278,6 +278,8 @@ pub struct Source {
     held: PageSet,
     /// The pages of the action under way.
     sending: Vec<PageRun>,
+    /// What they are, by most of them.
+    sending_class: PageClass,
     /// Pages whose content was sent at least once.
     ever_sent: PageSet,
     /// Pages that are not zero on the target.
@@ -300,6 +302,7 @@ pub struct Source {
 
     pacer: Pacer,
     rate: RateEstimate,
+    sizes: WireSizes,
     round_trip: Option<Duration>,
     ping_sent: Option<Duration>,
     wire_bytes: u64,
@@ -352,6 +355,7 @@ impl Source {
             pending: PageSet::full(total),
             held: PageSet::empty(total),
             sending: Vec::new(),
+            sending_class: PageClass::New,
             ever_sent: PageSet::empty(total),
             not_zero: PageSet::empty(total),
             epoch_written: PageSet::empty(total),
@@ -364,6 +368,7 @@ impl Source {
             last_epoch_pages: 0,
             pacer: Pacer::new(config.bandwidth_cap_bytes_per_s),
             rate: RateEstimate::new(),
+            sizes: WireSizes::new(),
             round_trip: None,
             ping_sent: None,
             wire_bytes: 0,
@@ -579,6 +584,8 @@ impl Source {
                 self.not_zero.remove(page);
             });
         }
+        let zero_pages: u64 = sent.zero.iter().map(|run| run.count).sum();
+        self.sizes.sent(self.sending_class, sent.raw_pages + zero_pages, sent.raw_bytes + sent.zero_bytes);
         self.wire.raw_bytes += sent.raw_bytes;
         self.wire.zero_bytes += sent.zero_bytes;
         for &run in &sent.written {
@@ -910,9 +917,10 @@ impl Source {
     fn plan_warm(&mut self, now: Duration) -> VecDeque<PageRun> {
         let order = |a: &RankedPage, b: &RankedPage| b.heat.total_cmp(&a.heat).then(a.page.cmp(&b.page));
         let facts = self.facts(now);
-        let budget_pages = (facts.budget_bytes() / PAGE_WIRE_BYTES) as usize;
+        let budget_pages = facts.budget_pages() as usize;
         let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * self.config.epoch.as_secs_f64() * PLAN_MARGIN;
-        let wanted = ((epoch_bytes / PAGE_WIRE_BYTES as f64) as usize).max(self.chunk_pages() as usize);
+        let wanted =
+            ((epoch_bytes / facts.sizes.planned_bytes(PageClass::Written)) as usize).max(self.chunk_pages() as usize);
         let mut ranking = std::mem::take(&mut self.ranking);
         let other_heat = self.rank_pending(&mut ranking, budget_pages, wanted);
 
@@ -996,6 +1004,9 @@ impl Source {
             passes: self.passes,
             pending_pages: self.pending.len(),
             unheld_pages: self.pending.len() - self.held.len(),
+            // A page that was never sent is pending.
+            new_pages: self.pages.total - self.ever_sent.len(),
+            sizes: self.sizes,
             fresh_pages_per_epoch: self.fresh_pages_per_epoch as u64,
             epoch: self.config.epoch,
             in_flight_bytes: self.in_flight_bytes(),
@@ -1132,8 +1143,9 @@ impl Source {
     }
 
     fn send_pages(&mut self, runs: Vec<PageRun>, at_read: AtRead) -> Action {
-        let mut pages = 0;
+        let (mut pages, mut sent_before) = (0, 0);
         for page in runs.iter().flat_map(|run| run.pages()) {
+            sent_before += u64::from(self.ever_sent.contains(page));
             let was_pending = self.pending.remove(page);
             debug_assert!(was_pending, "{page:?} is sent without need");
             self.held.remove(page);
@@ -1148,6 +1160,7 @@ impl Source {
             self.pages.stop += pages;
         }
         self.sending.clone_from(&runs);
+        self.sending_class = if 2 * sent_before > pages { PageClass::Written } else { PageClass::New };
         self.act(Action::SendPages { runs, at_read })
     }
 

@@ -11,6 +11,7 @@ mod policy;
 mod precopy;
 mod predictive;
 mod rate;
+mod wire_size;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub use policy::{
 pub use precopy::{QemuRule, StopAndCopy, XenRule};
 pub use predictive::Predictive;
 pub use rate::RateEstimate;
+pub use wire_size::{PageClass, WireSizes};
 
 use crate::pages::PAGE_BYTES;
 
@@ -52,6 +54,10 @@ pub struct Facts {
     pub pending_pages: u64,
     /// Of these, pages that are not to be held back.
     pub unheld_pages: u64,
+    /// Of the pending pages, those that were never sent.
+    pub new_pages: u64,
+    /// What pages cost on the wire.
+    pub sizes: WireSizes,
     /// Pages expected to be written per epoch beside the held ones.
     pub fresh_pages_per_epoch: u64,
     /// Length of an epoch.
@@ -83,10 +89,22 @@ impl Facts {
         bytes.max(0.0) as u64
     }
 
+    /// How many pages that were written the budget is for.
+    pub fn budget_pages(&self) -> u64 {
+        (self.budget_bytes() as f64 / self.sizes.planned_bytes(PageClass::Written)) as u64
+    }
+
+    /// What all that remains will cost on the wire.
+    pub fn pending_bytes(&self) -> f64 {
+        let written = self.pending_pages - self.new_pages.min(self.pending_pages);
+        self.new_pages as f64 * self.sizes.planned_bytes(PageClass::New)
+            + written as f64 * self.sizes.planned_bytes(PageClass::Written)
+    }
+
     /// The pause to expect if the guest were stopped now.
     pub fn expected_downtime(&self) -> Option<Duration> {
-        let bytes = self.pending_pages * PAGE_WIRE_BYTES + self.fixed.device_state_bytes + self.in_flight_bytes;
-        let copying = bytes as f64 / self.bandwidth_bytes_per_s?;
+        let bytes = self.pending_bytes() + (self.fixed.device_state_bytes + self.in_flight_bytes) as f64;
+        let copying = bytes / self.bandwidth_bytes_per_s?;
         Some(self.fixed.time + Duration::try_from_secs_f64(copying).unwrap_or(Duration::MAX))
     }
 
@@ -127,6 +145,8 @@ mod tests {
             passes: 1,
             pending_pages: 1000,
             unheld_pages: 0,
+            new_pages: 0,
+            sizes: WireSizes::new(),
             fresh_pages_per_epoch: 0,
             epoch: Duration::from_millis(50),
             in_flight_bytes: 0,
@@ -148,5 +168,16 @@ mod tests {
         assert!(!Facts { in_flight_bytes: 10_000, ..at_limit }.fits());
         let hopeless = Facts { downtime_limit: Duration::from_millis(10), ..facts };
         assert_eq!(hopeless.budget_bytes(), 0);
+    }
+
+    #[test]
+    fn cheap_pages_make_room_for_more() {
+        let mut facts = facts();
+        let before = facts.budget_pages();
+        facts.sizes.sent(PageClass::Written, 10_000, 10_000 * (PAGE_WIRE_BYTES / 4));
+        assert_eq!(facts.budget_pages(), before * 4 + 2);
+        let fits = |pending_pages, new_pages| Facts { pending_pages, new_pages, ..facts }.fits();
+        assert!(fits(4 * before, 0) && !fits(4 * before, before), "new pages are as they are");
+        assert!(fits(before, before));
     }
 }

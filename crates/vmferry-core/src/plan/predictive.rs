@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::policy::{AtRead, Decision, Hold, Moment, Policy, PushRules, SendOrder};
-use super::{Facts, PAGE_WIRE_BYTES, Patience};
+use super::{Facts, Patience};
 
 /// How much of the downtime budget the held pages may take. The rest is for pages written after the last scan.
 const HELD_SHARE_MAX: f64 = 0.85;
@@ -69,7 +69,8 @@ impl Predictive {
         if facts.unheld_pages == 0 {
             return false;
         }
-        let pass_s = facts.unheld_pages as f64 * PAGE_WIRE_BYTES as f64 / bandwidth + facts.epoch.as_secs_f64();
+        let page_bytes = facts.pending_bytes() / facts.pending_pages.max(1) as f64;
+        let pass_s = facts.unheld_pages as f64 * page_bytes / bandwidth + facts.epoch.as_secs_f64();
         let held = facts.pending_pages - facts.unheld_pages;
         let fresh = facts.fresh_pages_per_epoch as f64 * pass_s / facts.epoch.as_secs_f64();
         let left = held as f64 + fresh.min(facts.unheld_pages as f64);
@@ -80,7 +81,7 @@ impl Predictive {
     /// Whether for a long time not even a schedule that knows the future could have paused within the limit.
     fn is_hopeless(&mut self, facts: &Facts) -> bool {
         let least = facts.least_stop_pages.unwrap_or(0);
-        if facts.bandwidth_bytes_per_s.is_none() || least * PAGE_WIRE_BYTES <= facts.budget_bytes() {
+        if facts.bandwidth_bytes_per_s.is_none() || least <= facts.budget_pages() {
             self.hopeless_since = None;
             return false;
         }
@@ -130,7 +131,7 @@ impl Policy for Predictive {
 
     /// The held pages share the budget with the fresh ones: as many are held as leave room for one epoch of those.
     fn hold(&self, facts: &Facts, heats: &[f64], other_heat: f64) -> Hold {
-        let budget_pages = (facts.budget_bytes() / PAGE_WIRE_BYTES) as f64;
+        let budget_pages = facts.budget_pages() as f64;
         let most = (budget_pages * self.held_share) as usize;
         let least = (budget_pages * self.held_share * HELD_SHARE_MIN) as usize;
         let mut pages = 0;
@@ -194,7 +195,7 @@ mod tests {
             let hold = policy().hold(&facts(), heats, other);
             (hold.pages, hold.fresh_pages_per_epoch)
         };
-        let budget = (facts().budget_bytes() / PAGE_WIRE_BYTES) as usize;
+        let budget = facts().budget_pages() as usize;
         let most = (budget as f64 * HELD_SHARE_MAX) as usize;
         assert_eq!(held(&vec![1.0; most], 0.0), (most, 0.0), "all of a hot set that fits");
         assert_eq!(held(&vec![0.001; 100], 0.0).0, 100, "and of a cooler one");

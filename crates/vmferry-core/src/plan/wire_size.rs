@@ -1,0 +1,123 @@
+//! What pages cost on the wire: estimated by class, from those of the class that were sent so far.
+//!
+//! A plan reckons with what is likely to be enough, since a pause that lasts too long is worse than one that comes later:
+//! the mean and twice the deviation between one batch of pages and the next, and never more than a page as it is. Zero
+//! pages come in whole regions, so that batches differ by all that a page is, and the estimate falls only where it
+//! is safe. Where contents are compressed or sent as deltas, batches are much alike, and it comes close to the mean.
+
+use super::PAGE_WIRE_BYTES;
+
+/// The pages after which an earlier batch counts less than half in the estimate.
+const MEMORY_PAGES: f64 = 4096.0;
+/// Before so many pages of a class were sent, they are taken for pages as they are.
+const LEARNED_PAGES: u64 = 256;
+/// How many deviations are added to the mean.
+const DEVIATIONS: f64 = 2.0;
+
+/// Pages that cost alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageClass {
+    /// Never sent: content of any kind, zero pages among them.
+    New,
+    /// Sent before, and written since: hardly ever zero, and like what the target has.
+    Written,
+}
+
+/// The estimates of both classes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WireSizes {
+    new: ClassSize,
+    written: ClassSize,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct ClassSize {
+    pages: u64,
+    mean_bytes: f64,
+    variance: f64,
+}
+
+impl WireSizes {
+    /// Nothing sent yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts a batch of pages that left as so many bytes, headers included.
+    pub fn sent(&mut self, class: PageClass, pages: u64, bytes: u64) {
+        if pages == 0 {
+            return;
+        }
+        let size = match class {
+            PageClass::New => &mut self.new,
+            PageClass::Written => &mut self.written,
+        };
+        let batch_mean = bytes as f64 / pages as f64;
+        // Exponentially weighted mean and variance (Finch, Incremental calculation of weighted mean and variance, 2009).
+        let share = if size.pages == 0 { 1.0 } else { 1.0 - (-(pages as f64) / MEMORY_PAGES).exp() };
+        let difference = batch_mean - size.mean_bytes;
+        size.mean_bytes += share * difference;
+        size.variance = (1.0 - share) * (size.variance + share * difference * difference);
+        size.pages += pages;
+    }
+
+    /// Bytes to plan with for a page of this class.
+    pub fn planned_bytes(&self, class: PageClass) -> f64 {
+        let size = match class {
+            PageClass::New => &self.new,
+            PageClass::Written => &self.written,
+        };
+        if size.pages < LEARNED_PAGES {
+            return PAGE_WIRE_BYTES as f64;
+        }
+        (size.mean_bytes + DEVIATIONS * size.variance.sqrt()).min(PAGE_WIRE_BYTES as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_pages_are_taken_for_pages_as_they_are() {
+        let mut sizes = WireSizes::new();
+        sizes.sent(PageClass::Written, LEARNED_PAGES - 1, 1000);
+        sizes.sent(PageClass::New, 0, 0);
+        assert_eq!(sizes.planned_bytes(PageClass::Written), PAGE_WIRE_BYTES as f64);
+        assert_eq!(sizes.planned_bytes(PageClass::New), PAGE_WIRE_BYTES as f64);
+    }
+
+    #[test]
+    fn batches_that_are_alike_are_planned_with_their_mean() {
+        let mut sizes = WireSizes::new();
+        for batch in 0..200 {
+            sizes.sent(PageClass::Written, 64, 64 * (990 + batch % 3 * 10));
+        }
+        let planned = sizes.planned_bytes(PageClass::Written);
+        assert!((1000.0..1020.0).contains(&planned), "{planned}");
+        assert_eq!(sizes.planned_bytes(PageClass::New), PAGE_WIRE_BYTES as f64, "the other class");
+    }
+
+    #[test]
+    fn regions_of_zero_pages_do_not_make_others_cheap() {
+        let mut sizes = WireSizes::new();
+        for region in 0..10 {
+            for _ in 0..20 {
+                let bytes = if region % 2 == 0 { 64 * PAGE_WIRE_BYTES } else { 40 };
+                sizes.sent(PageClass::New, 64, bytes);
+            }
+        }
+        assert_eq!(sizes.planned_bytes(PageClass::New), PAGE_WIRE_BYTES as f64);
+    }
+
+    #[test]
+    fn a_change_is_followed() {
+        let mut sizes = WireSizes::new();
+        sizes.sent(PageClass::Written, 10_000, 10_000 * 500);
+        for _ in 0..1000 {
+            sizes.sent(PageClass::Written, 64, 64 * 2000);
+        }
+        let planned = sizes.planned_bytes(PageClass::Written);
+        assert!((2000.0..2010.0).contains(&planned), "{planned}");
+    }
+}
