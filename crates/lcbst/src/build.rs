@@ -4,7 +4,6 @@
 //! of each part is the key in which the middle of the part's weight lies, so that neither side is heavier than half of
 //! the part, and a key of weight `c` in a part of weight `M` comes to a depth of at most log₂(M/c) + 1.
 
-use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::node::{NIL, Node};
@@ -33,19 +32,22 @@ pub(crate) fn link_sorted<K, V>(nodes: &mut [Node<K, V>], first: usize) -> u32 {
         // The first key behind which at least half of the weight lies; it has weight itself.
         low + sums[low + 1..high].partition_point(|&sum| sum - below < total.div_ceil(2))
     };
-    let link_of = |low: usize, high: usize| if low == high { NIL } else { (first + root_of(low, high)) as u32 };
-
-    let mut pending = vec![(0, nodes.len() - first)];
-    while let Some((low, high)) = pending.pop() {
+    // Parts that are not empty, with their roots.
+    let mut pending: Vec<(usize, usize, usize)> = Vec::new();
+    let link_of = |low: usize, high: usize, pending: &mut Vec<_>| {
         if low == high {
-            continue;
+            return NIL;
         }
         let middle = root_of(low, high);
+        pending.push((low, high, middle));
+        (first + middle) as u32
+    };
+
+    let root = link_of(0, nodes.len() - first, &mut pending);
+    while let Some((low, high, middle)) = pending.pop() {
         let node = &mut nodes[first + middle];
-        node.links = [link_of(low, middle), link_of(middle + 1, high)];
+        node.links = [link_of(low, middle, &mut pending), link_of(middle + 1, high, &mut pending)];
         node.below = [sums[middle] - sums[low], sums[high] - sums[middle + 1]];
-        pending.push((low, middle));
-        pending.push((middle + 1, high));
     }
-    link_of(0, nodes.len() - first)
+    root
 }

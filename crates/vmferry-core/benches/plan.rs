@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `same` | the same pages |
 //! | `wide` | a random quarter of four times as many, so that the predictor forgets pages from 262,144 on |
+//! | `new` | other pages each time: those that were never written before, or, where the guest has too few, not for long. The worst case for forgetting |
 //!
 //! | phase | what is measured |
 //! |---|---|
@@ -59,8 +60,11 @@ const GUEST_PAGES: u64 = 1 << 28;
 const MAX_RUN_PAGES: u64 = 8;
 /// 10 Gbit/s.
 const LINK_BYTES_PER_S: f64 = 1.25e9;
-/// So many times as fast is the link while the pages between two phases are sent.
-const HURRY: f64 = 100.0;
+/// So many times as fast is the link while the pages between two phases are sent, one after the other.
+const HURRY: [f64; 3] = [100.0, 10.0, 1.0];
+/// In at least so many epochs the link is as fast as it is before the next phase begins, so that the source knows that. Else
+/// all that is pending might seem to fit into the pause, be held, and nothing be sent that would show otherwise.
+const UNHURRIED_EPOCHS: f64 = 10.0;
 const EPOCH: Duration = Duration::from_millis(50);
 /// What a scan is said to have taken.
 const SCAN_TIME: Duration = Duration::from_millis(10);
@@ -68,6 +72,8 @@ const SCAN_TIME: Duration = Duration::from_millis(10);
 const BITMAPS: u64 = 8;
 /// The epochs of the wide workload differ, and come again after so many.
 const DIFFERENT_EPOCHS: usize = 6;
+/// Observing, cold, late and warm.
+const PHASES: usize = 4;
 /// Pages never written that are left when the late phase begins, as a part of the guest.
 const LATE_PART: u64 = 100;
 
@@ -120,7 +126,7 @@ fn main() {
     let mut table = Table::new(COLUMNS);
     table.print_headings();
     for &pages in &effort.sizes {
-        for workload in [Workload::Same, Workload::Wide] {
+        for workload in [Workload::Same, Workload::Wide, Workload::New] {
             let name = workload.name();
             // A word is part of a workload's name or of a phase's.
             let named: Vec<&String> = arguments
@@ -136,12 +142,13 @@ fn main() {
     table.write_csv(arguments.csv.as_deref());
 }
 
-const WORKLOADS: [&str; 2] = ["same", "wide"];
+const WORKLOADS: [&str; 3] = ["same", "wide", "new"];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Workload {
     Same,
     Wide,
+    New,
 }
 
 impl Workload {
@@ -149,11 +156,12 @@ impl Workload {
         match self {
             Self::Same => WORKLOADS[0],
             Self::Wide => WORKLOADS[1],
+            Self::New => WORKLOADS[2],
         }
     }
 
-    /// The runs of each epoch.
-    fn epochs(self, pages: usize, guest_pages: u64) -> Vec<Vec<PageRun>> {
+    /// The runs of each epoch, for so many scans at most; the epochs come again after the last of them.
+    fn epochs(self, pages: usize, guest_pages: u64, scans: usize) -> Vec<Vec<PageRun>> {
         let mut random = SplitMix(1);
         match self {
             Self::Same => vec![scattered(&mut random, pages, guest_pages)],
@@ -162,22 +170,37 @@ impl Workload {
                 let quarter = |_| all.iter().copied().filter(|_| random.next().is_multiple_of(4)).collect();
                 (0..DIFFERENT_EPOCHS).map(quarter).collect()
             }
+            Self::New => {
+                // Of the places that a run can take, half remain free at the least.
+                let fitting = guest_pages / MAX_RUN_PAGES / 2 / runs_of(pages) as u64;
+                let epochs = scans.min(fitting as usize);
+                let all = scattered(&mut random, epochs * pages, guest_pages);
+                let mut each = vec![Vec::with_capacity(2 * runs_of(pages)); epochs];
+                all.into_iter().for_each(|run| each[(random.next() % epochs as u64) as usize].push(run));
+                each
+            }
         }
     }
 }
 
 /// Runs of about so many pages in all, scattered over the guest.
 fn scattered(random: &mut SplitMix, pages: usize, guest_pages: u64) -> Vec<PageRun> {
-    let mean = (1 + MAX_RUN_PAGES) as f64 / 2.0;
-    let places = random.distinct((pages as f64 / mean) as usize, guest_pages / MAX_RUN_PAGES);
+    let places = random.distinct(runs_of(pages), guest_pages / MAX_RUN_PAGES);
     places.into_iter().map(|place| PageRun::new(place * MAX_RUN_PAGES, 1 + random.next() % MAX_RUN_PAGES)).collect()
 }
 
+/// How many runs of 1 to 8 pages are so many pages.
+fn runs_of(pages: usize) -> usize {
+    let mean = (1 + MAX_RUN_PAGES) as f64 / 2.0;
+    (pages as f64 / mean) as usize
+}
+
 fn measure(workload: Workload, pages: usize, effort: &Effort, words: &[String], table: &mut Table) {
-    let epochs = workload.epochs(pages, effort.guest_pages);
+    let scans_per_phase = effort.settling_scans + effort.measured_scans;
+    let epochs = workload.epochs(pages, effort.guest_pages, PHASES * scans_per_phase);
     let before_bytes = resident_bytes("VmRSS:");
     // Observed are one scan more than the phase has: the first one only arms.
-    let observe = EPOCH * (effort.settling_scans + effort.measured_scans) as u32;
+    let observe = EPOCH * scans_per_phase as u32;
     let mut driver = Driver::new(effort.guest_pages, observe);
     let mut next = epochs.iter().cycle();
     let mut phase = |driver: &mut Driver, name: &str| {
@@ -221,14 +244,14 @@ fn measure(workload: Workload, pages: usize, effort: &Effort, words: &[String], 
     phase(&mut driver, "observing");
     phase(&mut driver, "cold");
     // Of the pages written, none is sent before all others.
-    let seen_pages = pages_of(&epochs);
-    driver.send_until(seen_pages + effort.guest_pages / LATE_PART);
+    let seen_pages = |phases: usize| pages_of(&epochs[..epochs.len().min(phases * scans_per_phase)]);
+    driver.send_until(seen_pages(2) + effort.guest_pages / LATE_PART);
     phase(&mut driver, "late");
-    driver.send_until(seen_pages);
+    driver.send_until(seen_pages(3));
     phase(&mut driver, "warm");
 }
 
-/// How many pages are written in any epoch. Runs of different epochs that begin at the same page are the same.
+/// How many pages are written in any of the epochs. Runs of different epochs that begin at the same page are the same.
 fn pages_of(epochs: &[Vec<PageRun>]) -> u64 {
     let mut runs: Vec<PageRun> = epochs.iter().flatten().copied().collect();
     runs.sort_unstable();
@@ -307,13 +330,17 @@ impl Driver {
         }
     }
 
-    /// Sends pages over a faster link until only so many are pending. The guest writes nothing meanwhile.
+    /// Sends pages until only so many are pending, over a link that is faster at first. The guest writes nothing meanwhile.
     fn send_until(&mut self, pending_pages: u64) {
-        self.bytes_per_s = LINK_BYTES_PER_S * HURRY;
-        while self.source.pending_pages() > pending_pages {
-            self.scan(&[]);
+        let epoch_pages = LINK_BYTES_PER_S * EPOCH.as_secs_f64() / PAGE_BYTES as f64;
+        for hurry in HURRY {
+            self.bytes_per_s = LINK_BYTES_PER_S * hurry;
+            // What the next epoch sends is left to a slower link.
+            let left = if hurry > 1.0 { (epoch_pages * (hurry + UNHURRIED_EPOCHS)) as u64 } else { 0 };
+            while self.source.pending_pages() > pending_pages + left {
+                self.scan(&[]);
+            }
         }
-        self.bytes_per_s = LINK_BYTES_PER_S;
     }
 
     fn run_until_scan(&mut self) {

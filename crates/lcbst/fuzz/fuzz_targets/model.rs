@@ -28,6 +28,9 @@ enum Operation {
     PopFirst,
     PopLast,
     Batch(BTreeSet<u8>, u8),
+    /// Each so-manieth key from the first on: large batches, with many new keys or with few.
+    EvenBatch(u8, u8, u8),
+    Arrange,
     Advance(u8),
     RetainBelow(u8),
     RangeMut(Bound<u8>, Bound<u8>),
@@ -101,6 +104,24 @@ fn check<R: RotationRule + Default>(run: &Run) {
                     model.entry(key).or_default().1 += weight * scale;
                 }
                 tree.touch_sorted(batch());
+            }
+            Operation::EvenBatch(first, step, weight) => {
+                let keys = (first..=u8::MAX).step_by(usize::from(step).max(1));
+                let batch = || keys.clone().map(|key| (key, u64::from(weight ^ key)));
+                for (key, weight) in batch() {
+                    let entry = model.entry(key).or_default();
+                    *entry = (entry.0.wrapping_add(1), entry.1 + weight * scale);
+                }
+                let mut calls = 0;
+                tree.touch_sorted_with(batch(), |_, value| {
+                    *value = value.wrapping_add(1);
+                    calls += 1;
+                });
+                assert_eq!(calls, keys.clone().count());
+            }
+            Operation::Arrange => {
+                tree.arrange();
+                assert!(tree.iter_unordered().map(|(key, ..)| key).is_sorted());
             }
             Operation::Advance(epochs) => {
                 let epochs = u64::from(epochs);

@@ -201,6 +201,8 @@ fn a_rule_that_does_not_adjust_after_batches_is_not_called() {
         for first in 0..3 {
             tree.touch_sorted((first..all_or_few(3000, 30)).step_by(3).map(|key| (key, key)));
         }
+        // Those may have rebuilt the tree; known keys do not.
+        tree.touch_sorted((0..all_or_few(3000, 30)).step_by(2).map(|key| (key, key)));
         tree.check_invariants();
         tree
     }
@@ -234,6 +236,65 @@ fn a_batch_into_an_empty_tree_is_balanced_by_weight() {
     for (key, weight) in skewed.weights().filter(|&(_, weight)| weight > 0) {
         assert!(skewed.depth(key) <= Some((total / weight).ilog2() as usize));
     }
+}
+
+/// Batches of which most keys are new, into trees whose nodes lie in order and in disorder; what the rule could not have
+/// built by itself is balanced afterwards, and stays within the bound of the CB tree.
+#[test]
+fn a_batch_of_new_keys_rebuilds_the_tree_under_every_rule() {
+    fn check<R: RotationRule + Default>(half_life: Option<NonZeroU32>) {
+        const KEYS: u64 = all_or_few(2000, 60);
+        let mut random = SplitMix(25);
+        let mut tree: CountingTree<u64, u64, R> = CountingTree::with_rule(R::default(), half_life);
+        let mut model: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for round in 0..all_or_few(20, 4) {
+            let scale = tree.scale();
+            let batch: BTreeMap<u64, u64> =
+                (0..KEYS).map(|_| (random.next() % (8 * KEYS), 1 + random.skewed(1000))).collect();
+            for (&key, weight) in &batch {
+                let entry = model.entry(key).or_default();
+                *entry = (entry.0 + 1, entry.1 + weight * scale);
+            }
+            let rotations = tree.rotations();
+            tree.touch_sorted_with(batch, |_, calls| *calls += 1);
+            tree.check_invariants();
+            assert!(
+                tree.weights().map(|(key, weight)| (*key, weight)).eq(model.iter().map(|(key, entry)| (*key, entry.1)))
+            );
+            assert!(tree.values().eq(model.values().map(|(calls, _)| calls)));
+            assert!(tree.nodes.is_sorted_by(|a, b| a.key < b.key), "round {round}");
+            assert_eq!(tree.rotations(), rotations);
+            assert!(tree.nodes.capacity() <= tree.len() + tree.len() / 8 + KEYS as usize);
+            let total = tree.total_weight();
+            for (key, weight) in tree.weights() {
+                assert!(tree.depth(key) <= Some((total / weight).ilog2() as usize + 1), "round {round}, key {key}");
+            }
+            // Forgets most of them again: one by one, from both ends, or at once.
+            match round % 3 {
+                0 => model.keys().copied().filter(|key| key % 4 > 0).for_each(|key| {
+                    tree.remove(&key);
+                }),
+                1 => (0..model.len() / 4).for_each(|_| {
+                    tree.pop_first();
+                    tree.pop_last();
+                }),
+                _ => tree.retain(|key, _| key % 5 == 0),
+            }
+            tree.check_invariants();
+            model.retain(|key, _| tree.contains_key(key));
+            tree.advance(1);
+        }
+    }
+    check::<Lazy>(None);
+    check::<CbTree>(NonZeroU32::new(3));
+    if cfg!(miri) {
+        return;
+    }
+    check::<LazyAsPrinted>(NonZeroU32::new(1));
+    check::<DepthLimited<Lazy>>(None);
+    check::<SemiSplay>(None);
+    check::<Splay>(NonZeroU32::new(3));
+    check::<NoRotation>(None);
 }
 
 #[test]

@@ -27,10 +27,13 @@ enum Operation {
     Top(usize),
     Range(u8, u8),
     Batch(BTreeMap<u8, u64>),
+    /// Each so-manieth key from the first on.
+    EvenBatch(u8, usize, u64),
     Entry(u8, u32),
     PopFirst,
     PopLast,
     Retain(u8),
+    Arrange,
     ChangeRange(u8, u8),
     Rank(u64),
     Clear,
@@ -47,11 +50,13 @@ fn operation() -> impl Strategy<Value = Operation> {
         4 => prop_oneof![0..10_u64, 0..400_u64].prop_map(Operation::Advance),
         2 => (0..300_usize).prop_map(Operation::Top),
         2 => (any::<u8>(), any::<u8>()).prop_map(|(start, end)| Operation::Range(start, end)),
-        4 => btree_map(any::<u8>(), weight, 0..all_or_few(40, 6)).prop_map(Operation::Batch),
+        4 => btree_map(any::<u8>(), weight.clone(), 0..all_or_few(40, 6)).prop_map(Operation::Batch),
+        4 => (any::<u8>(), 1..all_or_few(40, 120_usize), weight).prop_map(|(first, step, weight)| Operation::EvenBatch(first, step, weight)),
         6 => (any::<u8>(), any::<u32>()).prop_map(|(key, value)| Operation::Entry(key, value)),
         1 => Just(Operation::PopFirst),
         1 => Just(Operation::PopLast),
-        1 => (2..9_u8).prop_map(Operation::Retain),
+        2 => (2..9_u8).prop_map(Operation::Retain),
+        1 => Just(Operation::Arrange),
         1 => (any::<u8>(), any::<u8>()).prop_map(|(start, end)| Operation::ChangeRange(start, end)),
         2 => any::<u64>().prop_map(Operation::Rank),
         1 => Just(Operation::Clear),
@@ -145,6 +150,17 @@ fn run<R: RotationRule + Default>(half_life: Option<NonZeroU32>, operations: Vec
                 }
                 tree.touch_sorted(batch);
             }
+            Operation::EvenBatch(first, step, weight) => {
+                let batch = || (first..=u8::MAX).step_by(step).map(|key| (key, weight >> (key % 8)));
+                for (key, weight) in batch() {
+                    let added = model.added(weight);
+                    let entry = model.entries.entry(key).or_default();
+                    *entry = (entry.0 ^ weight as u32, entry.1 + added);
+                }
+                let mut weights: BTreeMap<u8, u64> = batch().collect();
+                tree.touch_sorted_with(batch(), |key, value| *value ^= weights.remove(key).expect("asked once") as u32);
+                assert!(weights.is_empty());
+            }
             Operation::Entry(key, value) => {
                 let added = model.added(1);
                 let entry = model.entries.entry(key).and_modify(|(value, _)| *value ^= 1).or_insert((value, 0));
@@ -164,6 +180,10 @@ fn run<R: RotationRule + Default>(half_life: Option<NonZeroU32>, operations: Vec
                 };
                 model.entries.retain(|key, (value, _)| keep(key, value));
                 tree.retain(keep);
+            }
+            Operation::Arrange => {
+                tree.arrange();
+                assert!(tree.iter_unordered().map(|(key, ..)| key).is_sorted());
             }
             Operation::ChangeRange(start, end) => {
                 let (low, high) = (start.min(end), start.max(end));

@@ -915,7 +915,6 @@ impl Source {
     /// Chooses among the pending pages that were seen written: the hottest are held back, as many as the policy wants, and
     /// of the others as many are to be sent as can be until the next scan, the coldest.
     fn plan_warm(&mut self, now: Duration) -> VecDeque<PageRun> {
-        let order = |a: &RankedPage, b: &RankedPage| b.heat.total_cmp(&a.heat).then(a.page.cmp(&b.page));
         let facts = self.facts(now);
         let budget_pages = facts.budget_pages() as usize;
         let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * self.config.epoch.as_secs_f64() * PLAN_MARGIN;
@@ -927,20 +926,23 @@ impl Source {
         // Only those that can be held need to be in order.
         let most = budget_pages.min(ranking.len());
         if (1..ranking.len()).contains(&most) {
-            ranking.select_nth_unstable_by(most, order);
+            ranking.select_nth_unstable_by_key(most, hottest_first);
         }
-        ranking[..most].sort_unstable_by(order);
+        ranking[..most].sort_unstable_by_key(hottest_first);
         let heats: Vec<f64> = ranking[..most].iter().map(|ranked| ranked.heat).collect();
         let other_heat = other_heat + ranking[most..].iter().map(|ranked| ranked.heat).sum::<f64>();
-        let Hold { pages, fresh_pages_per_epoch } = self.policy.hold(&facts, &heats, other_heat);
+        let Hold { pages, fresh_pages_per_epoch, send_below } = self.policy.hold(&facts, &heats, other_heat);
         for shadow in &mut self.shadows {
             shadow.hold(&facts, &heats, other_heat);
         }
         self.fresh_pages_per_epoch = fresh_pages_per_epoch;
         let held = pages.min(most);
         self.held.clear();
-        for ranked in &ranking[..held] {
-            self.held.insert(ranked.page);
+        let mut held_pages: Vec<PageNumber> = ranking[..held].iter().map(|ranked| ranked.page).collect();
+        // In their order the pages lie side by side in the set's memory.
+        held_pages.sort_unstable();
+        for page in held_pages {
+            self.held.insert(page);
         }
 
         let mut free = &mut ranking[held..];
@@ -950,11 +952,12 @@ impl Source {
             let in_order = hotter.min(most - held);
             free = &mut free[in_order..];
             if hotter > in_order {
-                free.select_nth_unstable_by(hotter - in_order, order);
+                free.select_nth_unstable_by_key(hotter - in_order, hottest_first);
                 free = &mut free[hotter - in_order..];
             }
         }
-        let mut pages: Vec<PageNumber> = free.iter().map(|ranked| ranked.page).collect();
+        let wanted = free.iter().filter(|ranked| ranked.heat < send_below);
+        let mut pages: Vec<PageNumber> = wanted.map(|ranked| ranked.page).collect();
         ranking.clear();
         self.ranking = ranking;
         pages.sort_unstable();
@@ -987,7 +990,7 @@ impl Source {
         });
         if has_forgotten {
             let forgotten = pending.ends_of_difference(seen, known, first, last);
-            ranking.extend(forgotten.map(|page| RankedPage { page, heat: 0.0 }));
+            ranking.extend(forgotten.into_iter().map(|page| RankedPage { page, heat: 0.0 }));
             known.clear();
         }
         other_heat
@@ -1363,6 +1366,13 @@ impl Source {
         self.times.ended = Some(now);
         self.state = State::Ended { error };
     }
+}
+
+/// Orders pages by descending heat, which is not negative, those of equal heat by their numbers. As one number, because a
+/// processor cannot foresee whether two heats are equal, and a comparison in two steps would branch on that.
+fn hottest_first(ranked: &RankedPage) -> u128 {
+    debug_assert!(ranked.heat.is_sign_positive(), "{ranked:?}");
+    u128::from(!ranked.heat.to_bits()) << 64 | u128::from(ranked.page.0)
 }
 
 /// Adds `page`, lengthening the last run where it fits.

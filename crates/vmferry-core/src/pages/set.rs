@@ -217,34 +217,48 @@ impl PageSet {
     }
 
     /// The pages of this set that are in `with` too and not in `without`, ascending: the `first` lowest and the `last`
-    /// highest of them, or all if these are all. What lies between costs little.
+    /// highest of them, or all if these are all. What lies between costs nothing.
     ///
     /// # Panics
     /// If the capacities differ.
-    pub fn ends_of_difference(
-        &self,
-        with: &Self,
-        without: &Self,
-        first: usize,
-        last: usize,
-    ) -> impl Iterator<Item = PageNumber> {
+    pub fn ends_of_difference(&self, with: &Self, without: &Self, first: usize, last: usize) -> Vec<PageNumber> {
         assert!(
             self.capacity == with.capacity && self.capacity == without.capacity,
             "sets of one guest have one capacity"
         );
-        let words =
-            || self.filled_words().map(|(word, bits)| (word, bits & with.levels[0][word] & !without.levels[0][word]));
-        let total: u64 = words().map(|(_, bits)| u64::from(bits.count_ones())).sum();
-        let (first, last) = (first as u64, total.saturating_sub(last as u64));
-        let mut before = 0;
-        words().flat_map(move |(word, bits)| {
-            let number = before;
-            before += u64::from(bits.count_ones());
-            let skipped = number >= first && before <= last;
-            let kept = move |number: u64| number < first || number >= last;
-            let pages = bits_of(if skipped { 0 } else { bits }).zip(number..).filter(move |&(_, number)| kept(number));
-            pages.map(move |(bit, _)| PageNumber(word as u64 * WORD_BITS + bit))
-        })
+        let difference = |word: usize| self.levels[0][word] & with.levels[0][word] & !without.levels[0][word];
+        let mut pages: Vec<PageNumber> = Vec::new();
+        let mut words = self.filled_words().map(|(word, _)| word);
+        while pages.len() < first
+            && let Some(word) = words.next()
+        {
+            let lowest = bits_of(difference(word)).take(first - pages.len());
+            pages.extend(lowest.map(|bit| PageNumber(word as u64 * WORD_BITS + bit)));
+        }
+        if pages.len() < first {
+            return pages;
+        }
+        // From the other end, down to these.
+        let least = pages.last().map_or(0, |page| page.0 + 1);
+        let (lowest, mut end) = (pages.len(), self.levels[0].len());
+        while pages.len() - lowest < last
+            && let Some(word) = self.last_filled(end)
+            && (word as u64 + 1) * WORD_BITS > least
+        {
+            let mut bits = difference(word);
+            while bits != 0 && pages.len() - lowest < last {
+                let highest = u64::from(bits.ilog2());
+                let page = word as u64 * WORD_BITS + highest;
+                if page < least {
+                    break;
+                }
+                bits &= !bit_of(highest);
+                pages.push(PageNumber(page));
+            }
+            end = word;
+        }
+        pages[lowest..].reverse();
+        pages
     }
 
     /// Removes all pages.
@@ -296,6 +310,15 @@ impl PageSet {
         (*word != 0).then_some(from)
     }
 
+    /// The last word of level 0 before this one that is not zero.
+    fn last_filled(&self, before: usize) -> Option<usize> {
+        if self.levels.len() > 1 {
+            return self.last_bit(1, before as u64).map(|word| word as usize);
+        }
+        let word = self.levels[0][..before].last()?;
+        (*word != 0).then(|| before - 1)
+    }
+
     /// Adds the pages of these bits of a word of level 0; how many were new.
     fn insert_bits(&mut self, word: usize, bits: u64) -> u64 {
         debug_assert!(bits != 0, "levels above would say that word {word} is not zero");
@@ -328,6 +351,18 @@ impl PageSet {
         }
         let next_word = self.next_bit(level + 1, from / WORD_BITS + 1)?;
         Some(next_word * WORD_BITS + u64::from(words[next_word as usize].trailing_zeros()))
+    }
+
+    /// The highest bit set in `level` that is below `before`.
+    fn last_bit(&self, level: usize, before: u64) -> Option<u64> {
+        let words = self.levels.get(level)?;
+        let from = before.checked_sub(1)?;
+        let here = words[word_of(from)] << (WORD_BITS - 1 - from % WORD_BITS);
+        if here != 0 {
+            return Some(from - u64::from(here.leading_zeros()));
+        }
+        let word = self.last_bit(level + 1, from / WORD_BITS)?;
+        Some(word * WORD_BITS + u64::from(words[word as usize].ilog2()))
     }
 }
 
@@ -468,9 +503,9 @@ mod tests {
                 ends.drain(first..ends.len() - last);
             }
             let all = PageSet::full(capacity);
-            let found = set.ends_of_difference(&all, &other, first, last).map(|page| page.0);
+            let found = set.ends_of_difference(&all, &other, first, last).into_iter().map(|page| page.0);
             prop_assert!(found.eq(ends.iter().copied()));
-            let found = all.ends_of_difference(&set, &other, first, last).map(|page| page.0);
+            let found = all.ends_of_difference(&set, &other, first, last).into_iter().map(|page| page.0);
             prop_assert!(found.eq(ends));
             let some: BTreeSet<u64> = some.union(&fewer).copied().collect();
             set.union_with(&other);
@@ -489,5 +524,19 @@ mod tests {
         assert_eq!(set.next_run(PageNumber(260), 9), Some(PageRun::new(999, 1)));
         assert_eq!(PageSet::full(129).runs().collect::<Vec<_>>(), [PageRun::new(0, 129)]);
         assert_eq!(PageSet::empty(0).next(PageNumber(0)), None);
+    }
+
+    /// Where a level's bits end with a word, the search from above begins at the first word that is not there.
+    #[test]
+    fn the_highest_pages_are_found_whatever_the_levels_are_filled_with() {
+        for capacity in [1, 64, 65, 4095, 4096, 4097, 64 * 4096, 64 * 4096 + 1] {
+            let (all, none) = (PageSet::full(capacity), PageSet::empty(capacity));
+            let last = PageNumber(capacity - 1);
+            assert_eq!(all.ends_of_difference(&all, &none, 0, 1), [last], "capacity {capacity}");
+            let mut lowest = none.clone();
+            lowest.insert(PageNumber(0));
+            assert_eq!(lowest.ends_of_difference(&all, &none, 0, 3), [PageNumber(0)], "capacity {capacity}");
+            assert_eq!(none.ends_of_difference(&all, &none, 0, 3), [], "capacity {capacity}");
+        }
     }
 }

@@ -94,11 +94,18 @@ impl Facts {
         (self.budget_bytes() as f64 / self.sizes.planned_bytes(PageClass::Written)) as u64
     }
 
-    /// What all that remains will cost on the wire.
+    /// What all that remains is not expected to exceed on the wire.
     pub fn pending_bytes(&self) -> f64 {
         let written = self.pending_pages - self.new_pages.min(self.pending_pages);
         self.new_pages as f64 * self.sizes.planned_bytes(PageClass::New)
             + written as f64 * self.sizes.planned_bytes(PageClass::Written)
+    }
+
+    /// What it will cost on average.
+    pub fn mean_pending_bytes(&self) -> f64 {
+        let written = self.pending_pages - self.new_pages.min(self.pending_pages);
+        self.new_pages as f64 * self.sizes.mean_bytes(PageClass::New)
+            + written as f64 * self.sizes.mean_bytes(PageClass::Written)
     }
 
     /// The pause to expect if the guest were stopped now.

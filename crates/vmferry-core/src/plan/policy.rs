@@ -73,7 +73,7 @@ pub trait Policy: std::fmt::Debug + Send {
     /// then expected to be written per epoch. `other_heat` is the heat of all pages that are not among them.
     fn hold(&self, facts: &Facts, heats: &[f64], other_heat: f64) -> Hold {
         let (_, _, _) = (self, facts, heats);
-        Hold { pages: 0, fresh_pages_per_epoch: other_heat + heats.iter().sum::<f64>() }
+        Hold { pages: 0, fresh_pages_per_epoch: other_heat + heats.iter().sum::<f64>(), send_below: f64::INFINITY }
     }
 
     /// Whether a scan is wanted now. Asked between chunks, where the rules have no scan in each epoch. There is one in any
@@ -94,6 +94,8 @@ pub struct Hold {
     pub pages: usize,
     /// Pages expected to be written per epoch beside them.
     pub fresh_pages_per_epoch: f64,
+    /// Pages of this heat and more are not sent before the next scan, held or not.
+    pub send_below: f64,
 }
 
 /// Which policy, by name.

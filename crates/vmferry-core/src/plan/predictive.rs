@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::policy::{AtRead, Decision, Hold, Moment, Policy, PushRules, SendOrder};
-use super::{Facts, Patience};
+use super::{Facts, PageClass, Patience};
 
 /// How much of the downtime budget the held pages may take. The rest is for pages written after the last scan.
 const HELD_SHARE_MAX: f64 = 0.85;
@@ -33,6 +33,11 @@ const FIXED_PATIENCE: Duration = Duration::from_secs(1);
 /// No schedule could have met the limit at any moment of so long, times the patience: then it is not waited for longer.
 const HOPELESS_FACTOR: f64 = 1.5;
 
+/// Pages of this heat and more are not sent while no pause is near: most would have to be sent again.
+const VAIN_HEAT: f64 = 0.2;
+/// The most scans without sending them all the same.
+const SCANS_UNTIL_TRY_MAX: u32 = 16;
+
 /// Holds back what will be written again soon, as far as the downtime rule allows.
 #[derive(Debug, Clone)]
 pub struct Predictive {
@@ -45,6 +50,9 @@ pub struct Predictive {
     extra_passes: u32,
     hopeless_since: Option<Duration>,
     fixed_too_long_since: Option<Duration>,
+    /// Scans since hot pages were sent although no pause was near, and after how many that is done again.
+    scans_since_try: u32,
+    scans_until_try: u32,
 }
 
 impl Predictive {
@@ -59,6 +67,8 @@ impl Predictive {
             extra_passes: 0,
             hopeless_since: None,
             fixed_too_long_since: None,
+            scans_since_try: 0,
+            scans_until_try: 1,
         }
     }
 
@@ -69,7 +79,7 @@ impl Predictive {
         if facts.unheld_pages == 0 {
             return false;
         }
-        let page_bytes = facts.pending_bytes() / facts.pending_pages.max(1) as f64;
+        let page_bytes = facts.mean_pending_bytes() / facts.pending_pages.max(1) as f64;
         let pass_s = facts.unheld_pages as f64 * page_bytes / bandwidth + facts.epoch.as_secs_f64();
         let held = facts.pending_pages - facts.unheld_pages;
         let fresh = facts.fresh_pages_per_epoch as f64 * pass_s / facts.epoch.as_secs_f64();
@@ -97,6 +107,19 @@ impl Predictive {
         }
         let since = *self.fixed_too_long_since.get_or_insert(facts.pushing_for);
         facts.pushing_for.saturating_sub(since) >= FIXED_PATIENCE
+    }
+
+    /// Whether hot pages are sent at the next scan, whatever is to be expected of it: expectations can be wrong.
+    fn is_trying(&self) -> bool {
+        self.scans_since_try >= self.scans_until_try
+    }
+
+    /// Whether all might fit once everything is sent that is not held.
+    fn is_pause_near(&self, facts: &Facts, held: usize, fresh_per_epoch: f64) -> bool {
+        let Some(bandwidth) = facts.bandwidth_bytes_per_s else { return true };
+        let unheld = facts.pending_pages.saturating_sub(held as u64) as f64;
+        let epochs = unheld * facts.sizes.mean_bytes(PageClass::Written) / bandwidth / facts.epoch.as_secs_f64();
+        held as f64 + fresh_per_epoch * epochs.min(1.0) <= facts.budget_pages() as f64
     }
 
     /// Notes what remains; returns whether that is progress, or the first look.
@@ -145,11 +168,19 @@ impl Policy for Predictive {
             pages += 1;
             fresh -= heat;
         }
-        Hold { pages, fresh_pages_per_epoch: fresh.max(0.0) }
+        // Pages of the last stretch before a pause would be sent in vain if it does not come.
+        let send_below =
+            if self.is_trying() || self.is_pause_near(facts, pages, fresh) { f64::INFINITY } else { VAIN_HEAT };
+        Hold { pages, fresh_pages_per_epoch: fresh.max(0.0), send_below }
     }
 
     fn decide(&mut self, moment: Moment, facts: &Facts) -> Decision {
         let hopeless = self.is_hopeless(facts) | self.is_fixed_too_long(facts);
+        if self.is_trying() {
+            self.scans_since_try = 0;
+            self.scans_until_try = (self.scans_until_try * 2).min(SCANS_UNTIL_TRY_MAX);
+        }
+        self.scans_since_try += 1;
         let measured = facts.passes > 0 || facts.pushing_for >= FIRST_LOOK;
         if measured && facts.fits() {
             if self.extra_passes >= EXTRA_PASSES_MAX || !Self::another_pass_pays(facts) {
@@ -297,6 +328,29 @@ mod tests {
         let first_pass = |ms| Facts { passes: 0, pushing_for: Duration::from_millis(ms), ..facts() };
         assert_eq!(policy.decide(Moment::Scan, &first_pass(150)), Decision::Push, "the path is not known yet");
         assert_eq!(policy.decide(Moment::Scan, &first_pass(250)), Decision::Pause);
+    }
+
+    #[test]
+    fn hot_pages_are_not_sent_while_no_pause_is_near_but_now_and_then() {
+        let mut policy = policy();
+        let budget = facts().budget_pages();
+        // As many pages as fill twenty budgets, each written in every third epoch.
+        let stuck = Facts { pending_pages: 20 * budget, ..facts() };
+        let heats = vec![0.3; budget as usize];
+        let others = 0.3 * 19.0 * budget as f64;
+        assert_eq!(policy.hold(&stuck, &heats, others).send_below, VAIN_HEAT);
+        let mut tries = Vec::new();
+        for scan in 0..200 {
+            policy.decide(Moment::Scan, &Facts { passes: 0, ..stuck });
+            if policy.hold(&stuck, &heats, others).send_below == f64::INFINITY {
+                tries.push(scan);
+            }
+        }
+        assert_eq!(tries[..4], [0, 2, 6, 14], "{tries:?}");
+        assert!(tries.windows(2).all(|pair| pair[1] - pair[0] <= 16) && tries.len() > 12, "{tries:?}");
+
+        let near = Facts { pending_pages: budget / 2, ..facts() };
+        assert_eq!(policy.hold(&near, &heats[..10], 0.0).send_below, f64::INFINITY);
     }
 
     #[test]

@@ -13,11 +13,13 @@
 //! earlier epoch lie below those of a later one. A scan reports one bit a page and epoch, so writes of one epoch have no
 //! order among them; here their order is that of their numbers, the greatest on top. A touch changes the value and
 //! nothing else. Only when the stack overflows are the lowest pages looked for, an eighth of the stack at a time, in one
-//! visit of all nodes.
+//! visit of all nodes. Where many pages are new, an epoch's pages are learned at once: it is worked out what batch for
+//! batch would have been forgotten, and each tree lets go of that in one pass, before it takes in the new pages in another.
 //!
 //! **Cost.** An epoch's pages of one address space are counted as sorted batches, which read the tree level by level. A
 //! page takes a node of 40 bytes, an eighth of that in reserve, and one byte where the stack is full. With more than one
-//! address space an index says which tree a page is in, at 6 to 10 bytes a page.
+//! address space an index says which tree a page is in, at 6 to 10 bytes a page. While pages are learned at once, up to
+//! 44 bytes more are taken for each page that the stack can hold, and given back before the call returns.
 //!
 //! Invariant: each page known is in exactly one tree, that of the address space which wrote it last, and nothing else is.
 
@@ -50,6 +52,14 @@ const BATCH_PAGES: usize = if cfg!(test) { 8 } else { 4096 };
 
 /// The lowest pages of the stack are looked for in numbers of at least this part of it.
 const COLD_PART: usize = 8;
+
+/// Pages are learned at once if there are so many of them.
+const AT_ONCE_LEAST_PAGES: usize = 4 * BATCH_PAGES;
+
+/// Pages are learned at once if at least this part of all pages known is new then, by a sample of so many. Measured with a
+/// million pages known: to forget 15,000 one by one takes as long as to forget as many as there may be at once.
+const AT_ONCE_NEW_PART: usize = 64;
+const AT_ONCE_SAMPLES: usize = if cfg!(test) { 4 } else { 256 };
 
 /// What a write adds to an aged counter. More than one, so that a counter that moves to another tree keeps its fractions.
 const AGED_WRITE_WEIGHT: u64 = 64;
@@ -240,6 +250,119 @@ impl WorkingSetPredictor {
         }
     }
 
+    /// Learns pages at once where that is better: those of the runs, which are `count`, without the first `surplus`.
+    /// Returns how many were learned.
+    fn observe_at_once(&mut self, owner: AddressSpaceId, written: &[PageRun], count: u64, surplus: usize) -> usize {
+        if count < AT_ONCE_LEAST_PAGES as u64 {
+            return 0;
+        }
+        let place = self.place_for(owner, count);
+        // With those that have no place of their own, an owner may come to have one between two batches.
+        if self.spaces[place].owner != owner {
+            return 0;
+        }
+        if !self.is_worth_learning_at_once(written, count as usize - surplus) {
+            return 0;
+        }
+        let pages: Vec<u32> = trackable_pages(written).skip(surplus).collect();
+        self.learn_at_once(place, &pages)
+    }
+
+    /// Whether so many of these pages seem to be new that it is better to learn them at once, by a look for the first pages
+    /// of evenly spaced runs. A wrong guess costs time and nothing else.
+    fn is_worth_learning_at_once(&self, written: &[PageRun], count: usize) -> bool {
+        let known = self.pages();
+        if count < known / AT_ONCE_NEW_PART {
+            return false;
+        }
+        let is_new = |page: u32| self.place_of(page).is_none_or(|place| !self.spaces[place].tree.contains_key(&page));
+        let sample = (0..AT_ONCE_SAMPLES).map(|sample| written[sample * written.len() / AT_ONCE_SAMPLES].first);
+        let new = sample.filter_map(trackable).filter(|&page| is_new(page)).count() * count / AT_ONCE_SAMPLES;
+        new * AT_ONCE_NEW_PART >= known + new
+    }
+
+    /// Learns pages of an owner that has this place for its own, all at once, with the same outcome as batch for batch.
+    /// Returns how many: not the batches from that on which would push out pages of the current epoch.
+    fn learn_at_once(&mut self, place: usize, pages: &[u32]) -> usize {
+        let now = self.gaps.now();
+        // The last writes of the pages before, and those of all pages that may be forgotten.
+        let mut before = vec![0_u32; pages.len()];
+        let mut lowest: Vec<Height> = Vec::with_capacity(self.pages());
+        let mut are_pages_in = vec![false; self.spaces.len()];
+        for (space, are_pages_in) in self.spaces.iter_mut().zip(&mut are_pages_in) {
+            space.tree.arrange();
+            let mut written = Cursor::new(pages);
+            for (&page, _, last) in space.tree.iter_unordered() {
+                let index = written.find(page);
+                if let Some(index) = index {
+                    before[index] = last.epoch();
+                    *are_pages_in = true;
+                }
+                if last.epoch() < now {
+                    lowest.push(Height::new(last.epoch(), page, index.is_some()));
+                }
+            }
+        }
+        lowest.sort_unstable();
+
+        // Below the cut all pages are forgotten that were not written before it came to be above them. It stands as it is
+        // when the batch begins.
+        let mut batches: Vec<(usize, Height)> = Vec::new();
+        let (mut learned, mut known, mut gone, mut cut) = (0, self.pages(), 0, Height::default());
+        while learned < pages.len() {
+            let is_first = learned == 0 && self.spaces[place].tree.is_empty();
+            let end = pages.len().min(learned + most_in_batch(is_first));
+            let is_new = |index: &usize| before[*index] == 0 || Height::new(before[*index], pages[*index], true) < cut;
+            known += (learned..end).filter(is_new).count();
+            let mut next = gone;
+            while known > self.config.stack_pages
+                && let Some(height) = lowest.get(next)
+            {
+                known -= usize::from(!height.is_written() || height.page() > pages[end - 1]);
+                next += 1;
+            }
+            if known > self.config.stack_pages {
+                break;
+            }
+            batches.push((end, cut));
+            cut = lowest[..next].last().map_or(cut, |height| height.above());
+            (gone, learned) = (next, end);
+        }
+        let (pages, has_gone) = (&pages[..learned], gone > 0);
+        drop((before, lowest));
+
+        let Self { spaces, homes, gaps, .. } = self;
+        for (index, space) in spaces.iter_mut().enumerate() {
+            let is_home = index == place;
+            if !has_gone && (is_home || !are_pages_in[index]) {
+                continue;
+            }
+            let (mut written, mut batch) = (Cursor::new(pages), 0);
+            space.tree.retain(|&page, last| {
+                let height = Height::new(last.epoch(), page, true);
+                let is_kept = match written.find(page) {
+                    Some(index) => {
+                        while batches[batch].0 <= index {
+                            batch += 1;
+                        }
+                        is_home && height >= batches[batch].1
+                    }
+                    None => height >= cut,
+                };
+                if !is_kept {
+                    gaps.forget(*last);
+                    if let Some(homes) = homes {
+                        homes.remove(page);
+                    }
+                }
+                is_kept
+            });
+        }
+        self.cold = Vec::new();
+        self.count(place, pages.iter().copied());
+        learned
+    }
+
     /// Drops the lowest pages until the stack is no higher than allowed.
     fn trim(&mut self) {
         let mut surplus = self.pages().saturating_sub(self.config.stack_pages);
@@ -307,6 +430,58 @@ impl WorkingSetPredictor {
     }
 }
 
+/// How many pages to count next. Into an empty tree pages go as one balanced subtree, so this batch is larger.
+fn most_in_batch(is_tree_empty: bool) -> usize {
+    if is_tree_empty { 16 * BATCH_PAGES } else { BATCH_PAGES }
+}
+
+/// How high a page is on the stack, and whether it is among the pages that are being learned: the epoch of its last write,
+/// its number, and one bit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Height(u64);
+
+impl Height {
+    fn new(epoch: u32, page: u32, is_written: bool) -> Self {
+        Self((u64::from(epoch) << 32 | u64::from(page)) << 1 | u64::from(is_written))
+    }
+
+    fn page(self) -> u32 {
+        (self.0 >> 1) as u32
+    }
+
+    fn is_written(self) -> bool {
+        self.0 & 1 == 1
+    }
+
+    /// Above this page and below the next.
+    fn above(self) -> Self {
+        Self((self.0 | 1) + 1)
+    }
+}
+
+const _: () = assert!((LastWrite::MAX_EPOCH as u64) < 1 << 31);
+
+/// Looks for pages, asked in ascending order, among ascending ones.
+struct Cursor<'a> {
+    pages: &'a [u32],
+    next: usize,
+}
+
+impl<'a> Cursor<'a> {
+    fn new(pages: &'a [u32]) -> Self {
+        Self { pages, next: 0 }
+    }
+
+    /// Where this page is.
+    #[inline]
+    fn find(&mut self, page: u32) -> Option<usize> {
+        while self.pages.get(self.next).is_some_and(|&at| at < page) {
+            self.next += 1;
+        }
+        (self.pages.get(self.next) == Some(&page)).then_some(self.next)
+    }
+}
+
 impl Predictor for WorkingSetPredictor {
     fn name(&self) -> &'static str {
         if self.config.half_life_epochs.is_some() { "lcbst" } else { "lcbst-unaged" }
@@ -317,11 +492,11 @@ impl Predictor for WorkingSetPredictor {
         // A batch with more pages than the stack holds would push its own first pages out again, and all that is on the
         // stack: those are not put on it in the first place.
         let surplus = usize::try_from(count).unwrap_or(usize::MAX).saturating_sub(self.config.stack_pages);
-        let mut pages = trackable_pages(written).skip(surplus).peekable();
+        let learned = self.observe_at_once(owner, written, count, surplus);
+        let mut pages = trackable_pages(written).skip(surplus + learned).peekable();
         while pages.peek().is_some() {
             let place = self.place_for(owner, count);
-            // Into an empty tree pages go as one balanced subtree, so this batch is larger. It is taken from the first.
-            let most = if self.spaces[place].tree.is_empty() { 16 * BATCH_PAGES } else { BATCH_PAGES };
+            let most = most_in_batch(self.spaces[place].tree.is_empty());
             self.count(place, pages.by_ref().take(most));
             self.trim();
         }
