@@ -96,8 +96,8 @@ impl Table {
         let cells: Vec<String> = printed.enumerate().map(|(index, (_, value))| aligned(index, &shown(value))).collect();
         println!("{}", cells.join(" "));
         let in_csv = |value: &Value| match value {
-            // Names have commas.
-            Value::Text(text) => format!("\"{text}\""),
+            // A comma would need quotes, which not every reader of such files takes off again.
+            Value::Text(text) => text.replace(',', ";"),
             Value::Count(_) => shown(value),
             Value::Measured(value, _) => format!("{value:.3}"),
         };
