@@ -97,8 +97,10 @@ impl Scale {
         let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
         let all: Vec<f64> = match self {
             Self::Linear => {
-                let steps = [(0.6, 0.1), (1.5, 0.2), (4.0, 0.5), (15.0, 2.0), (f64::INFINITY, 5.0)];
-                let step = steps.iter().find(|(most, _)| high < *most).map_or(1.0, |(_, step)| *step);
+                let steps =
+                    [(0.6, 0.1), (1.5, 0.2), (4.0, 0.5), (15.0, 2.0), (60.0, 5.0), (150.0, 20.0), (600.0, 50.0)];
+                let step = steps.iter().find(|(most, _)| high < *most).map_or(high / 8.0, |(_, step)| *step);
+                let step = if step > 50.0 { (step / 100.0).ceil() * 100.0 } else { step };
                 (0..=20).map(|at| f64::from(at) * step).collect()
             }
             Self::Logarithmic => {
