@@ -1,7 +1,7 @@
 //! Drawing: panels of lines with bands, and one legend below them, as SVG and as PNG.
 //!
 //! Text is measured with a font that is part of this program, so that pictures come out alike on machines without fonts.
-//! A PNG is drawn at [`OVERSAMPLING`] times its size and averaged, because the bitmap backend does not smooth wide lines.
+//! A PNG is drawn larger than it is and averaged, because the bitmap backend does not smooth wide lines.
 
 use std::fs;
 use std::ops::Range;

@@ -10,6 +10,7 @@
 //! - [`Memory`]: pages and the table of their sequence numbers, over memory that the caller owns.
 //! - [`Worker`]: picks pages by the pattern and writes them; its state can be saved and goes on identically.
 //! - [`Gate`]: stops all writers between two page writes, the only moment at which a check means anything.
+//! - [`Ticks`]: how often the guest shows a sign of life.
 //! - [`Processes`]: instead of all that, several processes whose pages say whose they are.
 //!
 //! The library reads no clock, starts no thread and allocates no guest memory; its callers do.
@@ -40,6 +41,7 @@ mod parameters;
 mod processes;
 mod random;
 mod raw;
+mod ticks;
 mod worker;
 
 pub use gate::{Gate, Member, Paused};
@@ -53,4 +55,5 @@ pub use parameters::{
 pub use processes::{FILE_PAGES, NamedPage, PROCESSES_MAX, PageOwner, Processes, SHARED_PAGES};
 pub use random::Random;
 pub use raw::words_from_raw;
+pub use ticks::Ticks;
 pub use worker::{Drive, StateError, Worker};

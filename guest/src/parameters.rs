@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::memory::PAGE_BYTES;
-use crate::processes;
+use crate::{processes, ticks};
 
 #[cfg(test)]
 pub(crate) use tests::any_parameters;
@@ -190,8 +190,8 @@ impl Parameters {
             "incompressible" => self.incompressible_percent = number("incompressible", value)?,
             "chunks" => self.chunks_per_write = number("chunks", value)?,
             "phase" => self.phase_writes = number("phase", value)?,
-            // For `Processes`.
-            other if processes::KEYS.contains(&other) => {}
+            // For `Processes` and `Ticks`.
+            other if processes::KEYS.contains(&other) || ticks::KEYS.contains(&other) => {}
             _ => return Err(ParameterError::UnknownKey { key: key.to_owned() }),
         }
         Ok(())

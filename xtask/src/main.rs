@@ -1,4 +1,4 @@
-//! The commands a developer of vmferry types: set-up, demo, tests, deeper checks, benches, figures and study.
+//! The commands a developer of vmferry types: set-up, demo, tests, deeper checks, benches, figures, study and comparison.
 //!
 //! Run as `cargo xtask COMMAND`. Everything that is downloaded or built for the tests goes to `target/tools/` of the
 //! workspace and nowhere else: nothing is installed in the system, and root is not needed.
@@ -7,6 +7,7 @@
 
 mod apt;
 mod cpio;
+mod iproute;
 mod recordings;
 mod run;
 mod setup;
@@ -38,6 +39,7 @@ Examples:
   cargo xtask figures                  measure and draw the figures of docs/FIGURES.md
   cargo xtask study                    simulate migrations of the guests in recordings/
   cargo xtask study --record redis     record one of these guests again; without a name, all of them
+  cargo xtask compare --quick          move guests with vmferry and with QEMU's own migration (as root)
 
 Where Debian 12 packages cannot be had, name what is already here instead:
   VMFERRY_QEMU=/usr/bin/qemu-system-x86_64 VMFERRY_KERNEL=/boot/vmlinuz cargo xtask setup
@@ -46,7 +48,7 @@ Environment:
   VMFERRY_QEMU     QEMU binaries to use instead of downloaded ones, separated by colons
   VMFERRY_KERNEL   a Linux kernel image to use instead of a downloaded one";
 
-/// Set-up, demo, tests, deeper checks, benches, figures and study of vmferry.
+/// Set-up, demo, tests, deeper checks, benches, figures, study and comparison of vmferry.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES, version)]
 struct Arguments {
@@ -115,6 +117,12 @@ enum Command {
         #[arg(long, conflicts_with = "record")]
         quick: bool,
     },
+    /// Move the same guests with vmferry and with QEMU's own migration, and write docs/COMPARE.md; `-- --help` says more
+    Compare {
+        /// Passed to the comparison: --quick, --guest, --link, --mode, --runs, --qemu, --add and others
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn workload_names() -> PossibleValuesParser {
@@ -163,6 +171,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Figures { quick, out, redraw } => tasks::figures(&workspace, quick, out.as_deref(), redraw),
         Command::Study { record: None, quick } => tasks::study(&workspace, quick),
         Command::Study { record: Some(names), quick: _ } => tasks::record_study(&workspace, &names),
+        Command::Compare { arguments } => tasks::compare(&workspace, &arguments),
     }
 }
 
@@ -182,6 +191,13 @@ mod tests {
         let arguments = Arguments::try_parse_from(["xtask", "demo", "--json", "--memory", "64MiB"]).unwrap();
         let Command::Demo { arguments } = arguments.command else { panic!("not a demo: {arguments:?}") };
         assert_eq!(arguments, ["--json", "--memory", "64MiB"]);
+    }
+
+    #[test]
+    fn the_comparison_has_its_own_flags() {
+        let arguments = Arguments::try_parse_from(["xtask", "compare", "--quick", "--guest", "zipf"]).unwrap();
+        let Command::Compare { arguments } = arguments.command else { panic!("not a comparison: {arguments:?}") };
+        assert_eq!(arguments, ["--quick", "--guest", "zipf"]);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(crate) fn record(workspace: &Workspace, names: &[String]) -> Result<ExitCode
 
 /// Builds vmferry in release mode and answers where it is. It is started from there rather than with `cargo run`, which may
 /// have to wait for another cargo, or build anew what changed meanwhile, while the guest runs on.
-fn build_vmferry(workspace: &Workspace) -> Result<PathBuf> {
+pub(crate) fn build_vmferry(workspace: &Workspace) -> Result<PathBuf> {
     let mut build = cargo(&workspace.root);
     build.args(["build", "--release", "--package", "vmferry", "--message-format", "json-render-diagnostics"]);
     let output = build.stderr(Stdio::inherit()).output().context("cannot start cargo")?;

@@ -1,4 +1,4 @@
-//! `test`, `verify`, `demo`, `bench`, `figures` and `study`: a list of steps each, started one after the other.
+//! `test`, `verify`, `demo`, `bench`, `figures`, `study` and `compare`: a list of steps each, started one after the other.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 
 use crate::BenchName;
+use crate::iproute;
 use crate::recordings;
 use crate::run::{cargo, passes};
 use crate::setup::setup;
@@ -205,6 +206,41 @@ pub(crate) fn study(workspace: &Workspace, quick: bool) -> Result<ExitCode> {
 pub(crate) fn record_study(workspace: &Workspace, names: &[String]) -> Result<ExitCode> {
     setup(workspace, false)?;
     recordings::record(workspace, names)
+}
+
+/// Moves guests with vmferry and with QEMU's own migration, with a program of its own.
+pub(crate) fn compare(workspace: &Workspace, arguments: &[String]) -> Result<ExitCode> {
+    let mut command = cargo(&workspace.root);
+    command.args(["run", "--quiet", "--release", "--package", "vmferry-compare", "--"]);
+    if !asks_for_help(arguments) {
+        setup(workspace, false)?;
+        if compares_programs(arguments) {
+            workloads::build(workspace)?;
+        }
+        let [ip, tc] = iproute::programs(workspace)?;
+        command.arg("--ip").arg(ip).arg("--tc").arg(tc);
+        command.arg("--vmferry").arg(recordings::build_vmferry(workspace)?);
+        command.arg("--tools").arg(&workspace.tools);
+        if !arguments.iter().any(|argument| argument == "--out" || argument.starts_with("--out=")) {
+            // A quick one must not replace what took hours.
+            let out = if arguments.iter().any(|argument| argument == "--quick") { "target/compare" } else { "docs" };
+            command.arg("--out").arg(workspace.root.join(out));
+        }
+    }
+    command.args(arguments);
+    exit_code_of(&mut command)
+}
+
+fn asks_for_help(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| ["-h", "--help"].contains(&argument.as_str()))
+}
+
+/// Whether one of the guests of a comparison is the one with real programs.
+fn compares_programs(arguments: &[String]) -> bool {
+    let is_some =
+        |what: &str| arguments.iter().any(|argument| argument == what || argument.starts_with(&format!("{what}=")));
+    let names_it = arguments.iter().any(|argument| argument == "redis" || argument == "--guest=redis");
+    names_it || !(is_some("--guest") || is_some("--quick"))
 }
 
 /// Runs the models of the concurrent tree with loom's atomics and locks in the place of the real ones, and with so many

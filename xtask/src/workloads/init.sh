@@ -7,7 +7,8 @@
 # On the serial console it says, each on a line of its own:
 #
 #   vmferry-study: ready NAME                 all loads of this workload are running
-#   vmferry-study: beat N LOAD=ROUNDS ...     once a second; how often each load has come to the end of a round
+#   vmferry-study: beat N LOAD=ROUNDS ...     every beat_s seconds, by default 1; how often each load has come to the end
+#                                             of a round
 #   vmferry-study: failed LOAD: WHY           a load has ended, which none of them does by itself
 #
 # A load is a function load_NAME. It prepares its data, says `round` once, and then works for ever, with a `round` after
@@ -197,9 +198,10 @@ for name in $loads; do
 done
 say "ready $workload"
 
+parameter beat_s 1
 beat=0
 while :; do
-    nap 1
+    nap "$beat_s"
     beat=$((beat + 1))
     line=
     for name in $loads; do

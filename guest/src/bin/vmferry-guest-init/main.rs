@@ -6,8 +6,8 @@
 //! | line | when |
 //! |---|---|
 //! | `ready pages=N` | all pages are filled, the writers start |
-//! | `tick T writes=M wrong=K` | ten times a second; `T` counts on, `M` page writes so far, `K` wrong pages found so far |
-//! | `check pages=N wrong=K` | the background check went through all pages, about once a second |
+//! | `tick T writes=M wrong=K` | every `vmferry.tick_ms`, by default 100; `T` counts on, `M` page writes so far, `K` wrong pages found so far |
+//! | `check pages=N wrong=K` | the background check went through all pages, about once a second, unless `vmferry.background_check=no` |
 //! | `full-check pages=N wrong=K` | the answer to `check`: all pages checked in one pause of the writers |
 //! | `wrong page=P expected=S found=…` | details of wrong pages, a few of them |
 //! | `failed: …` | it cannot go on; the machine powers off |
@@ -30,15 +30,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{panic, process, thread};
 
-use vmferry_guest::{CheckReport, Drive, Gate, Memory, PAGE_BYTES, Parameters, Processes, Worker, region_words};
+use vmferry_guest::{CheckReport, Drive, Gate, Memory, PAGE_BYTES, Parameters, Processes, Ticks, Worker, region_words};
 
+/// From one tick of the guest of several processes to the next.
 const TICK: Duration = Duration::from_millis(100);
-
-/// Ticks in which the background check goes through all pages, unless there are very many.
-const TICKS_PER_ROUND: u64 = 10;
-
-/// Pages checked in one tick at most: what a processor without hardware virtualisation checks in a part of a tick.
-const PAGES_PER_TICK_MAX: u64 = 4096;
 
 /// Memory left to the kernel and this program when the pages are taken.
 const SPARE_BYTES: u64 = 8 << 20;
@@ -79,6 +74,7 @@ fn run() -> Result<Never, Box<dyn Error>> {
     let console = Console { port: Mutex::new(port.try_clone()?) };
     let command_line = fs::read_to_string("/proc/cmdline")?;
     let parameters = Parameters::from_command_line(&command_line)?;
+    let ticks = Ticks::from_command_line(&command_line)?;
     if let Some(wanted) = Processes::from_command_line(&command_line)? {
         return processes::run(&console, &wanted);
     }
@@ -101,7 +97,7 @@ fn run() -> Result<Never, Box<dyn Error>> {
         }
         let (console, gate) = (&console, &gate);
         scope.spawn(move || obey(port, console, &memory, gate));
-        tick(console, &memory, gate, &writes)
+        tick(console, ticks, &memory, gate, &writes)
     })
 }
 
@@ -139,14 +135,18 @@ impl Console {
     }
 }
 
-fn tick(console: &Console, memory: &Memory<'_>, gate: &Gate, writes: &AtomicU64) -> ! {
+fn tick(console: &Console, ticks: Ticks, memory: &Memory<'_>, gate: &Gate, writes: &AtomicU64) -> ! {
     let count = memory.page_count();
-    let slice = count.div_ceil(TICKS_PER_ROUND).min(PAGES_PER_TICK_MAX);
+    let slice = ticks.checked_pages(count);
     let mut round = CheckReport::default();
     let mut wrong_so_far = 0;
     let mut next = Instant::now();
     for number in 0_u64.. {
-        let checked = check(memory, gate, round.pages, (round.pages + slice).min(count));
+        let checked = match slice {
+            // Without a pause of the writers.
+            0 => CheckReport::default(),
+            slice => check(memory, gate, round.pages, (round.pages + slice).min(count)),
+        };
         if let Some(first) = checked.first_wrong.filter(|_| wrong_so_far < DETAILS_MAX) {
             console.say(&format!("wrong {first}"));
         }
@@ -158,7 +158,7 @@ fn tick(console: &Console, memory: &Memory<'_>, gate: &Gate, writes: &AtomicU64)
             round = CheckReport::default();
         }
         // After a pause of the machine ticks go on from now instead of being made up for.
-        next = (next + TICK).max(Instant::now());
+        next = (next + ticks.interval()).max(Instant::now());
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
     unreachable!("2^64 ticks take longer than machines run")
