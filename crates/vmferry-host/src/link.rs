@@ -4,7 +4,7 @@
 //! lasts longer than the stall timeout is an error.
 
 use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// How long a message that is not cancelled may take to leave.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the peer has to hear why a migration ended, and to close the connection.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why a connection is of no use any more.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +63,8 @@ pub(crate) struct Link {
     broken: bool,
     /// The cancellation was taken note of, and no longer ends any wait.
     cancel_noted: bool,
+    /// The last that was said is why the migration ended.
+    said_farewell: bool,
 }
 
 impl Link {
@@ -82,6 +87,7 @@ impl Link {
             cancel,
             broken: false,
             cancel_noted: false,
+            said_farewell: false,
         })
     }
 
@@ -129,6 +135,7 @@ impl Link {
             }
         }
         self.broken = false;
+        self.said_farewell = matches!(message, Message::Abort(_));
         Ok(total as u64)
     }
 
@@ -226,6 +233,24 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    /// A connection that is closed while bytes of the peer lie unread is reset, and the reset takes with it what the peer
+    /// has not read yet: the reason why it ended. So the peer's bytes are read until it has closed, if it does so soon.
+    fn drop(&mut self) {
+        if !self.said_farewell || self.stream.shutdown(Shutdown::Write).is_err() {
+            return;
+        }
+        let until = Instant::now() + FAREWELL_TIMEOUT;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let readable = wait(&[(self.stream.as_fd(), PollFlags::IN)], Some(left)).is_ok_and(|[readable]| readable);
+            if left.is_zero() || !readable || matches!(self.stream.read(&mut self.buffer), Ok(0) | Err(_)) {
+                return;
+            }
+        }
+    }
+}
+
 /// An interruption is nothing; a connection that ended is [`LinkError::Closed`] however it ended.
 fn survive(error: io::Error) -> Result<(), LinkError> {
     match error.kind() {
@@ -243,7 +268,7 @@ mod tests {
     use std::net::TcpListener;
 
     use vmferry_core::pages::{PAGE_BYTES, PageRun};
-    use vmferry_core::wire::Pages;
+    use vmferry_core::wire::{Abort, Fault, Pages};
 
     use super::*;
 
@@ -300,6 +325,29 @@ mod tests {
         let (mut here, _there, cancel) = pair(Duration::from_secs(100));
         cancel.cancel();
         assert!(matches!(fill(&mut here), Some(LinkError::Cancelled)));
+    }
+
+    /// The target told a source, which was sending all the time, that a checksum was wrong, and closed: the source said that
+    /// the connection was lost.
+    #[test]
+    fn the_reason_arrives_although_much_lies_unread() {
+        let (mut here, mut there, _cancel) = pair(Duration::from_secs(10));
+        let data = vec![7; 16 * PAGE_BYTES as usize];
+        here.send(&pages(&data)).unwrap();
+        let farewell = std::thread::spawn(move || {
+            let abort = Abort { fault: Fault::Receiver, text: "checksum".into() };
+            there.send(&Message::Abort(abort)).unwrap();
+            drop(there);
+        });
+        here.wait_readable(Duration::from_secs(10)).unwrap();
+        // What is under way when the other side closes.
+        here.send(&pages(&data)).unwrap();
+        match here.receive().unwrap() {
+            Some((Message::Abort(abort), _)) => assert_eq!(abort.text, "checksum"),
+            other => panic!("{other:?}"),
+        }
+        drop(here);
+        farewell.join().unwrap();
     }
 
     #[test]
