@@ -49,7 +49,7 @@ use vmferry_core::plan::{
     Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Patience, Policy, Predictive, PushRules,
 };
 use vmferry_core::predict::{Predictor, PredictorSpec, RankedPage};
-use vmferry_core::wire::{Message, MigrationId, VERSION_MAX, Welcome};
+use vmferry_core::wire::{Encodings, Message, MigrationId, VERSION_MAX, Welcome};
 
 use self::bench_support::{Arguments, Column, SplitMix, Table, Value, median_and_least, now_ns};
 
@@ -293,6 +293,7 @@ impl Driver {
             verify: false,
             stall_timeout: Duration::from_secs(1 << 30),
             fixed: FixedCosts { time: Duration::from_millis(20), device_state_bytes: 1 << 20 },
+            encodings: Encodings::RAW,
         };
         let predictor =
             TimedPredictor { predictor: PredictorSpec::default().build(guest_pages), clock: Arc::clone(&clock) };
@@ -386,9 +387,11 @@ impl Driver {
     fn send(&mut self, message: &Message<'static>) {
         self.source.handle_message_sent(self.now, 0);
         let answer = match message {
-            Message::Hello(hello) => {
-                Some(Message::Welcome(Welcome { version: VERSION_MAX, migration: hello.migration }))
-            }
+            Message::Hello(hello) => Some(Message::Welcome(Welcome {
+                version: VERSION_MAX,
+                migration: hello.migration,
+                encodings: Encodings::RAW,
+            })),
             Message::Ping(number) => Some(Message::Pong(*number)),
             _ => None,
         };

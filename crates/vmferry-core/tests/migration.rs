@@ -17,8 +17,8 @@ use vmferry_core::pages::{
 use vmferry_core::plan::{AtRead, FixedCosts, Patience, PolicySpec};
 use vmferry_core::predict::{NoPrediction, Predictor, RankedPage, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
-    Digests, FrameReader, FrameWriter, HEADER_BYTES, Header, Message, MigrationId, Pages, VERSION_MAX, Welcome,
-    page_digest,
+    Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Message, MigrationId, Pages,
+    VERSION_MAX, Welcome, page_digest,
 };
 
 const PAGES: u64 = 600;
@@ -207,6 +207,7 @@ fn source_config(seed: u64, predict: bool, verify: bool) -> SourceConfig {
         verify,
         stall_timeout: Duration::from_millis(400),
         fixed: FixedCosts { time: Duration::from_millis(3), device_state_bytes: 100 },
+        encodings: Encodings::ALL,
     }
 }
 
@@ -233,6 +234,7 @@ impl World {
             machine: "test".into(),
             vcpus: 1,
             stall_timeout: Duration::from_millis(400),
+            encodings: Encodings::ALL,
         };
         Self {
             random,
@@ -359,7 +361,7 @@ impl World {
             if content.iter().all(|&byte| byte == 0) {
                 zero.push(run);
             } else {
-                sent.raw_bytes += self.send_to_target(&Message::Pages(Pages { run, data: &content }));
+                sent.raw_bytes += self.send_to_target(&Message::Pages(Pages::raw(run, &content)));
                 sent.raw_pages += 1;
             }
         }
@@ -440,7 +442,9 @@ impl World {
                 Some(Action::Send(message)) => {
                     self.source.handle_message_sent(self.now, 100);
                     if let Message::Hello(hello) = message {
-                        let welcome = Message::Welcome(Welcome { version: VERSION_MAX, migration: hello.migration });
+                        let (version, migration) = (VERSION_MAX, hello.migration);
+                        let welcome = Welcome { version, migration, encodings: Encodings::RAW };
+                        let welcome = Message::Welcome(welcome);
                         self.source.handle_message(self.now, &welcome);
                     }
                 }
@@ -714,11 +718,59 @@ fn a_target_that_differs_refuses_at_once() {
         machine: "test".into(),
         vcpus: 1,
         stall_timeout: Duration::from_millis(400),
+        encodings: Encodings::ALL,
     });
     let (report, _) = world.migrate();
     assert_eq!(report.outcome, OutcomeKind::Failed);
     assert!(report.reason.unwrap().contains("the RAM is"), "says what differs");
     assert_eq!(report.pages.sent, 0);
+}
+
+/// What the two sides agreed on is all that is sent and accepted.
+#[test]
+fn encodings_that_were_not_agreed_on_are_refused() {
+    let target = |encodings| {
+        let (layout, machine) = (layout(), "test".to_owned());
+        Target::new(TargetConfig { layout, machine, vcpus: 1, stall_timeout: Duration::from_secs(1), encodings })
+    };
+    let offer = |encodings| {
+        let mut source =
+            Source::new(SourceConfig { encodings, ..source_config(1, false, false) }, Box::new(NoPrediction), {
+                PolicySpec::Vmferry.build(PATIENCE)
+            });
+        match source.poll_action(Duration::ZERO) {
+            Some(Action::Send(message)) => (source, message),
+            other => panic!("{other:?}"),
+        }
+    };
+    let now = Duration::ZERO;
+    for (offered, known, agreed) in
+        [(Encodings::ALL, Encodings(0b11), Encodings(0b11)), (Encodings::RAW, Encodings::ALL, Encodings::RAW)]
+    {
+        let (mut source, hello) = offer(offered);
+        let mut target = target(known);
+        target.handle_message(now, &hello, 100);
+        let Some(TargetAction::Send(welcome)) = target.poll_action(now) else { panic!("no welcome") };
+        source.handle_message_sent(now, 100);
+        source.handle_message(now, &welcome);
+        assert_eq!((source.error(), source.encodings()), (None, agreed));
+        let delta = Encoding::Delta { digest: 0 };
+        let pages = Message::Pages(Pages { run: PageRun::new(0, 1), encoding: delta, data: &[1] });
+        assert_eq!(target.handle_message(now, &pages, 100), Apply::Nothing);
+        let Some(TargetOutcome::Failed { error, handed_over: false, .. }) = target.outcome() else {
+            panic!("accepted")
+        };
+        assert!(error.to_string().contains("encoding 3"), "{error}");
+    }
+    // A target that answers with more than was offered.
+    let (mut source, _) = offer(Encodings(0b11));
+    source.handle_message_sent(now, 100);
+    let welcome = Welcome { version: VERSION_MAX, migration: MigrationId([1; 16]), encodings: Encodings::ALL };
+    source.handle_message(now, &Message::Welcome(welcome));
+    assert_eq!(
+        source.error().map(ToString::to_string).as_deref(),
+        Some("the target's welcome does not answer our hello")
+    );
 }
 
 /// A driver that lost the connection while it sent pages heard a confirmation of bytes that it had not reported yet, and

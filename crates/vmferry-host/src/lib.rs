@@ -10,6 +10,7 @@
 mod attached;
 mod cancel;
 mod channel;
+mod compress;
 mod embedded;
 mod guard;
 mod link;
@@ -26,6 +27,7 @@ mod vmm;
 
 pub use attached::{QemuSource, QemuTarget, inspect};
 pub use cancel::Cancel;
+pub use compress::{Compress, PagesError};
 pub use embedded::{
     EmbeddedError, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, SelfCheck, pages_in, run_guest,
 };

@@ -16,6 +16,9 @@ use crate::cancel::{Cancel, wait};
 /// Read at once where the peer sends small messages.
 const READ_BYTES: usize = 64 * 1024;
 
+/// Messages that are queued leave together at the latest when they are so long.
+const QUEUE_BYTES: usize = 64 * 1024;
+
 /// How long a message that is not cancelled may take to leave.
 const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -52,6 +55,7 @@ pub(crate) struct Link {
     stream: TcpStream,
     writer: FrameWriter,
     reader: FrameReader,
+    /// Frames that wait to leave, and the beginning of the one that is leaving.
     head: Vec<u8>,
     /// Bytes received; the first `taken` of them are used up, the first `filled` are valid.
     buffer: Vec<u8>,
@@ -59,6 +63,8 @@ pub(crate) struct Link {
     filled: usize,
     stall_timeout: Duration,
     cancel: Cancel,
+    /// How long it was waited in all until the peer took something.
+    waited: Duration,
     /// A frame has left in part.
     broken: bool,
     /// The cancellation was taken note of, and no longer ends any wait.
@@ -85,6 +91,7 @@ impl Link {
             filled: 0,
             stall_timeout,
             cancel,
+            waited: Duration::ZERO,
             broken: false,
             cancel_noted: false,
             said_farewell: false,
@@ -105,14 +112,62 @@ impl Link {
         }
     }
 
+    /// Sends one message with others that follow, if it is short: it may leave only with the next that is sent, or with
+    /// [`Self::flush`]. How many bytes it takes.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(crate) fn queue(&mut self, message: &Message<'_>) -> Result<u64, LinkError> {
+        if self.broken {
+            return Err(LinkError::Closed);
+        }
+        if message.data_bytes() >= QUEUE_BYTES {
+            return self.send(message);
+        }
+        let before = self.head.len();
+        self.writer.seal(message, &mut self.head);
+        let bytes = self.head.len() - before;
+        if self.head.len() >= QUEUE_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes as u64)
+    }
+
+    /// How long it was waited so far until the peer took something.
+    pub(crate) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Sends what is queued.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(crate) fn flush(&mut self) -> Result<(), LinkError> {
+        if self.head.is_empty() {
+            return Ok(());
+        }
+        if self.broken {
+            return Err(LinkError::Closed);
+        }
+        self.write(&[], self.stall_timeout, true)
+    }
+
     fn send_within(&mut self, message: &Message<'_>, timeout: Duration, cancellable: bool) -> Result<u64, LinkError> {
         if self.broken {
             return Err(LinkError::Closed);
         }
-        // Until the frame has left whole, the connection is of no use to another one.
-        self.broken = true;
-        self.head.clear();
+        let before = self.head.len();
         let data = self.writer.seal_head(message, &mut self.head);
+        let bytes = self.head.len() - before + data.len();
+        self.write(data, timeout, cancellable)?;
+        self.said_farewell = matches!(message, Message::Abort(_));
+        Ok(bytes as u64)
+    }
+
+    /// Writes what is queued, and `data` behind it.
+    fn write(&mut self, data: &[u8], timeout: Duration, cancellable: bool) -> Result<(), LinkError> {
+        // Until all has left, the connection is of no use to another frame.
+        self.broken = true;
         let mut sent = 0;
         let total = self.head.len() + data.len();
         let mut moved_at = Instant::now();
@@ -129,14 +184,17 @@ impl Link {
                     moved_at = Instant::now();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.await_peer(PollFlags::OUT, moved_at, timeout, cancellable)?;
+                    let waits_since = Instant::now();
+                    let waited = self.await_peer(PollFlags::OUT, moved_at, timeout, cancellable);
+                    self.waited += waits_since.elapsed();
+                    waited?;
                 }
                 Err(error) => survive(error)?,
             }
         }
         self.broken = false;
-        self.said_farewell = matches!(message, Message::Abort(_));
-        Ok(total as u64)
+        self.head.clear();
+        Ok(())
     }
 
     /// The cancellation was taken note of: from now on waits go on in spite of it.
@@ -282,7 +340,7 @@ mod tests {
     }
 
     fn pages(data: &[u8]) -> Message<'_> {
-        Message::Pages(Pages { run: PageRun::new(0, data.len() as u64 / PAGE_BYTES), data })
+        Message::Pages(Pages::raw(PageRun::new(0, data.len() as u64 / PAGE_BYTES), data))
     }
 
     #[test]

@@ -3,16 +3,17 @@
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use vmferry_core::engine::{Action, OutcomeKind, Report, SentPages, Source, SourceConfig};
+use vmferry_core::engine::{Action, Encoded, OutcomeKind, Report, SentPages, Source, SourceConfig};
 use vmferry_core::pages::{PAGE_BYTES, PageRun};
 use vmferry_core::plan::{AtRead, Patience, PolicySpec};
 use vmferry_core::predict::PredictorSpec;
 use vmferry_core::wire::{
-    Digests, MAX_DEVICE_CHUNK_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME, Message,
-    MigrationId, Pages, page_digest,
+    Digests, Encoding, MAX_DEVICE_CHUNK_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME,
+    Message, MigrationId, Pages, page_digest,
 };
 
 use crate::cancel::Cancel;
+use crate::compress::{Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Path, is_zero};
 use crate::link::{Link, LinkError};
 use crate::memory::GuestMemory;
 use crate::vmm::{SourceVmm, VmmError, describe};
@@ -21,6 +22,8 @@ use crate::vmm::{SourceVmm, VmmError, describe};
 const WAIT_MAX: Duration = Duration::from_millis(200);
 /// The part of an epoch for looking who owns which page: no page is sent meanwhile.
 const OWNERS_SHARE: f64 = 0.05;
+/// The most pages that a codec is tried on where pages go as they are.
+const TRIAL_PAGES: u64 = 16;
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -49,6 +52,10 @@ pub struct MigrateOptions {
     pub stall_timeout: Duration,
     /// When to give up.
     pub patience: Patience,
+    /// What is done to pages to make them smaller.
+    pub compress: Compress,
+    /// The most bytes of sent pages that are kept, so that a page written again goes as what differs; 0: none.
+    pub delta_cache_bytes: u64,
 }
 
 impl Default for MigrateOptions {
@@ -65,6 +72,8 @@ impl Default for MigrateOptions {
             observe: Duration::ZERO,
             stall_timeout: Duration::from_secs(10),
             patience: Patience { passes: 8, time: Duration::from_secs(5) },
+            compress: Compress::Auto,
+            delta_cache_bytes: 64 << 20,
         }
     }
 }
@@ -106,6 +115,7 @@ pub fn migrate(
         vmm.tell_owners_apart();
     }
     let machine = vmm.machine();
+    let cache = DeltaCache::new(options.delta_cache_bytes);
     let config = SourceConfig {
         migration: migration_id()?,
         layout: vmm.memory().layout().clone(),
@@ -118,7 +128,9 @@ pub fn migrate(
         verify: options.verify,
         stall_timeout: options.stall_timeout,
         fixed: vmm.fixed_costs(),
+        encodings: options.compress.encodings(!cache.is_off()),
     };
+    let encoders = EncoderPool::new();
     tracing::info!(migration = %config.migration, pages = total_pages, "migration begins");
     let mut source = Source::new(config, predictor, options.policy.build(options.patience));
     for shadow in &options.shadows {
@@ -128,6 +140,12 @@ pub fn migrate(
         vmm,
         link,
         source,
+        chooser: Chooser::new(options.compress, !cache.is_off(), encoders.parallel()),
+        encoders,
+        cache,
+        batch: None,
+        bandwidth_cap_bytes_per_s: options.bandwidth_bytes_per_s,
+        is_paused: false,
         start: Instant::now(),
         buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
         written: Vec::new(),
@@ -143,6 +161,14 @@ struct Driver<'a> {
     vmm: &'a mut dyn SourceVmm,
     link: Link,
     source: Source,
+    chooser: Chooser,
+    encoders: EncoderPool,
+    /// What the target has of pages that are written again.
+    cache: DeltaCache,
+    /// Being filled.
+    batch: Option<Batch>,
+    bandwidth_cap_bytes_per_s: Option<u64>,
+    is_paused: bool,
     start: Instant,
     buffer: Vec<u8>,
     written: Vec<PageRun>,
@@ -201,7 +227,12 @@ impl Driver<'_> {
             let now = self.start.elapsed();
             match self.link.receive() {
                 Ok(None) => return,
-                Ok(Some((message, _))) => self.source.handle_message(now, &message),
+                Ok(Some((message, _))) => {
+                    if let Message::Progress { bytes } = message {
+                        self.chooser.confirmed(now, bytes, self.source.round_trip().unwrap_or_default());
+                    }
+                    self.source.handle_message(now, &message);
+                }
                 Err(LinkError::Closed) => return self.source.handle_connection_lost(now),
                 Err(error) => return self.fail(&VmmError::Link(error)),
             }
@@ -223,6 +254,7 @@ impl Driver<'_> {
             | VmmError::Embedded(_)
             | VmmError::Track(_)
             | VmmError::Memory(_)
+            | VmmError::Pages(_)
             | VmmError::Unfit { .. }
             | VmmError::DeviceStateTooLarge { .. }
             | VmmError::DeviceStateLate { .. }
@@ -278,6 +310,7 @@ impl Driver<'_> {
             Action::Pause => {
                 tracing::debug!(pending = self.source.pending_pages(), "pausing the guest");
                 let stopped_at = self.vmm.pause()?.saturating_duration_since(self.start);
+                self.is_paused = true;
                 self.source.handle_paused(self.now(), stopped_at);
             }
             Action::SendDeviceState => {
@@ -297,7 +330,22 @@ impl Driver<'_> {
         Ok(())
     }
 
+    /// Reads and sends pages. Where they are encoded, that goes on beside reading and sending, and has ended when this
+    /// returns.
     fn send_pages(&mut self, runs: &[PageRun], at_read: AtRead) -> Result<SentPages, VmmError> {
+        // Left over from an action that failed: what is in them may have been written since.
+        self.batch = None;
+        while self.encoders.take().is_some() {}
+        let (starts, waited) = (self.now(), self.link.waited());
+        let stream_bytes = self.source.wire_bytes();
+        let path = Path {
+            bandwidth_bytes_per_s: self.source.bandwidth_bytes_per_s(),
+            cap_bytes_per_s: self.bandwidth_cap_bytes_per_s,
+            encodings: self.source.encodings(),
+            is_paused: self.is_paused,
+        };
+        let plan = self.chooser.plan(self.now(), &path);
+        let (is_straight, mut trial) = (plan.codec == Codec::Raw && !plan.deltas, plan.trial);
         let mut sent = SentPages::default();
         let mut zero = ZeroRuns::default();
         for &run in runs {
@@ -317,16 +365,156 @@ impl Driver<'_> {
                 }
             }
             for run in to_send {
-                self.send_run(run, &mut zero, &mut sent)?;
+                if !is_straight || trial.is_some() {
+                    let tried = if is_straight { TRIAL_PAGES } else { u64::MAX };
+                    let (first, rest) = run.split_front(tried);
+                    let codec = (plan.codec, plan.expected_share, plan.deltas);
+                    self.encode_run(first, codec, &mut trial, &mut zero, &mut sent)?;
+                    if is_straight {
+                        self.give_batch(&mut trial, &mut zero, &mut sent)?;
+                    }
+                    if let Some(rest) = rest {
+                        self.send_run(rest, &mut zero, &mut sent)?;
+                    }
+                } else {
+                    self.send_run(run, &mut zero, &mut sent)?;
+                }
             }
         }
-        if !zero.is_empty() {
-            sent.zero.extend_from_slice(&zero.0);
-            sent.zero_bytes += self.link.send(&zero.take())?;
+        if self.encoders.is_idle() {
+            // For so few pages another thread would not be awake in time.
+            if let Some(mut batch) = self.batch.take() {
+                batch.try_codec(trial.take());
+                self.encoders.encode(&mut batch);
+                self.send_batch(batch, &mut zero, &mut sent)?;
+            }
+        } else {
+            self.give_batch(&mut trial, &mut zero, &mut sent)?;
         }
+        while let Some(batch) = self.encoders.take() {
+            self.send_batch(batch, &mut zero, &mut sent)?;
+        }
+        if !zero.is_empty() {
+            self.send_zero(&mut zero, &mut sent)?;
+        }
+        self.link.flush()?;
+        let now = self.now();
+        sent.working = (now - starts).saturating_sub(self.link.waited() - waited);
+        // Zero pages are few bytes and much work for the target, so that they say nothing about the path either.
+        let all_raw = sent.raw_pages > 0 && sent.raw_pages == sent.content_pages() && sent.zero.is_empty();
+        let (began, end_bytes) = (sent.began.unwrap_or(now), stream_bytes + sent.bytes());
+        self.chooser.sent(began, now, all_raw, stream_bytes, end_bytes);
         Ok(sent)
     }
 
+    /// Reads pages into batches, and gives those that are full to the encoders.
+    fn encode_run(
+        &mut self,
+        run: PageRun,
+        (codec, expected_share, deltas): (Codec, f64, bool),
+        trial: &mut Option<Codec>,
+        zero: &mut ZeroRuns,
+        sent: &mut SentPages,
+    ) -> Result<(), VmmError> {
+        let mut left = Some(run);
+        while let Some(run) = left {
+            // Not before more pages come: the last ones the driver encodes itself.
+            if self.batch.as_ref().is_some_and(|batch| batch.room_pages() == 0) {
+                self.give_batch(trial, zero, sent)?;
+            }
+            let batch = self.batch.get_or_insert_with(|| self.encoders.batch());
+            (batch.codec, batch.expected_share, batch.keeps) = (codec, expected_share, deltas);
+            let (piece, rest) = run.split_front(batch.room_pages());
+            left = rest;
+            let memory = self.vmm.memory();
+            batch.read(piece, |buffer| memory.read(piece, buffer))?;
+            if deltas {
+                piece.pages().for_each(|page| batch.push_base(self.cache.get(page)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the batch under way to the encoders, if there is one, and sends what they have done meanwhile.
+    fn give_batch(
+        &mut self,
+        trial: &mut Option<Codec>,
+        zero: &mut ZeroRuns,
+        sent: &mut SentPages,
+    ) -> Result<(), VmmError> {
+        let Some(mut batch) = self.batch.take() else { return Ok(()) };
+        batch.try_codec(trial.take());
+        if self.encoders.is_full()
+            && let Some(first) = self.encoders.take()
+        {
+            self.send_batch(first, zero, sent)?;
+        }
+        self.encoders.give(batch);
+        while let Some(ready) = self.encoders.take_ready() {
+            self.send_batch(ready, zero, sent)?;
+        }
+        Ok(())
+    }
+
+    /// Sends what became of a batch.
+    fn send_batch(&mut self, batch: Batch, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
+        let costs = batch.costs();
+        sent.encoding += costs.time;
+        self.chooser.encoded(self.now(), batch.codec, &costs, batch.is_trial);
+        for content in batch.contents() {
+            match content {
+                Content::Zero(run) => {
+                    self.push_zero(run, zero, sent)?;
+                }
+                Content::Pages(pages, content) => {
+                    let run = pages.run;
+                    self.begin(sent);
+                    let bytes = self.link.queue(&Message::Pages(pages.clone()))?;
+                    count(pages.encoding, Encoded { pages: run.count, bytes }, sent);
+                    for (page, content) in run.pages().zip(content.chunks_exact(PAGE_BYTES as usize)) {
+                        if batch.keeps && self.source.is_written_again(page) {
+                            self.cache.put(page, content);
+                        } else {
+                            self.cache.remove(page);
+                        }
+                    }
+                }
+            }
+        }
+        self.encoders.recycle(batch);
+        Ok(())
+    }
+
+    /// Bytes of an action are about to leave: the first ones say when it began.
+    fn begin(&self, sent: &mut SentPages) {
+        sent.began.get_or_insert(self.start.elapsed());
+    }
+
+    /// Notes pages as zero.
+    fn push_zero(&mut self, run: PageRun, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
+        self.forget(run);
+        zero.push(run);
+        if zero.is_full() {
+            self.send_zero(zero, sent)?;
+        }
+        Ok(())
+    }
+
+    fn send_zero(&mut self, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
+        self.begin(sent);
+        sent.zero.extend_from_slice(&zero.0);
+        sent.zero_bytes += self.link.send(&zero.take())?;
+        Ok(())
+    }
+
+    /// The target gets other content for these pages than what is kept of them.
+    fn forget(&mut self, run: PageRun) {
+        if !self.cache.is_empty() {
+            run.pages().for_each(|page| self.cache.remove(page));
+        }
+    }
+
+    /// Reads pages and sends them as they are.
     fn send_run(&mut self, run: PageRun, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
         let mut left = Some(run);
         while let Some(run) = left {
@@ -334,17 +522,16 @@ impl Driver<'_> {
             left = rest;
             let buffer = &mut self.buffer[..(piece.count * PAGE_BYTES) as usize];
             self.vmm.memory().read(piece, buffer)?;
-            for (stretch, is_zero) in stretches(piece, buffer) {
+            let stretches: Vec<_> = stretches(piece, buffer).collect();
+            for (stretch, is_zero) in stretches {
                 if is_zero {
-                    zero.push(stretch);
-                    if zero.is_full() {
-                        sent.zero.extend_from_slice(&zero.0);
-                        sent.zero_bytes += self.link.send(&zero.take())?;
-                    }
+                    self.push_zero(stretch, zero, sent)?;
                 } else {
-                    let data = page_bytes(piece, buffer, stretch);
+                    self.forget(stretch);
+                    self.begin(sent);
+                    let data = page_bytes(piece, &self.buffer, stretch);
                     sent.raw_pages += stretch.count;
-                    sent.raw_bytes += self.link.send(&Message::Pages(Pages { run: stretch, data }))?;
+                    sent.raw_bytes += self.link.send(&Message::Pages(Pages::raw(stretch, data)))?;
                 }
             }
         }
@@ -376,6 +563,22 @@ impl Driver<'_> {
         }
         Ok(bytes)
     }
+}
+
+/// Counts pages by how they went.
+fn count(encoding: Encoding, pages: Encoded, sent: &mut SentPages) {
+    let to = match encoding {
+        Encoding::Raw => {
+            sent.raw_pages += pages.pages;
+            sent.raw_bytes += pages.bytes;
+            return;
+        }
+        Encoding::Lz4 => &mut sent.lz4,
+        Encoding::Zstd => &mut sent.zstd,
+        Encoding::Delta { .. } => &mut sent.delta,
+    };
+    to.pages += pages.pages;
+    to.bytes += pages.bytes;
 }
 
 /// Digests of the pages of `run`, read through `buffer`, which holds at least one page.
@@ -449,11 +652,6 @@ pub(crate) fn stretches(run: PageRun, content: &[u8]) -> impl Iterator<Item = (P
 fn page_bytes(run: PageRun, content: &[u8], stretch: PageRun) -> &[u8] {
     let start = (stretch.first.0 - run.first.0) * PAGE_BYTES;
     &content[start as usize..(start + stretch.count * PAGE_BYTES) as usize]
-}
-
-/// Whether all bytes of a page are zero. Most pages show in their first bytes that they are not.
-fn is_zero(page: &[u8]) -> bool {
-    page.chunks(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 fn migration_id() -> Result<MigrationId, VmmError> {

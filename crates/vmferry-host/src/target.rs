@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use vmferry_core::engine::{Apply, Target, TargetAction, TargetConfig, TargetOutcome};
 use vmferry_core::pages::PAGE_BYTES;
-use vmferry_core::wire::{MAX_PAGES_PER_FRAME, Message};
+use vmferry_core::wire::{Encodings, MAX_PAGES_PER_FRAME, Message};
 
 use crate::cancel::Cancel;
+use crate::compress::PageDecoder;
 use crate::link::{Link, LinkError};
 use crate::memory::GuestMemory;
 use crate::source::digests;
@@ -57,6 +58,7 @@ pub fn receive(
         machine: machine.kind,
         vcpus: machine.vcpus,
         stall_timeout,
+        encodings: Encodings::ALL,
     };
     let driver = Driver {
         vmm,
@@ -65,6 +67,7 @@ pub fn receive(
         start: Instant::now(),
         device_state: Vec::new(),
         buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
+        decoder: PageDecoder::new(),
         link_lost: false,
     };
     Ok(driver.run(cancel))
@@ -77,6 +80,7 @@ struct Driver<'a> {
     start: Instant,
     device_state: Vec<u8>,
     buffer: Vec<u8>,
+    decoder: PageDecoder,
     link_lost: bool,
 }
 
@@ -136,7 +140,8 @@ impl Driver<'_> {
             Ok(None) => return,
             Ok(Some((message, frame_bytes))) => {
                 let apply = self.target.handle_message(now, &message, frame_bytes);
-                put_in_place(self.vmm.memory(), apply, message, &mut self.device_state, &mut self.buffer)
+                let Self { vmm, device_state, buffer, decoder, .. } = self;
+                put_in_place(vmm.memory(), apply, message, device_state, buffer, decoder)
                     .map(|mismatched| self.target.handle_applied(apply, &mismatched))
             }
             Err(error) => Err(VmmError::Link(error)),
@@ -215,9 +220,13 @@ fn put_in_place(
     message: Message<'_>,
     device_state: &mut Vec<u8>,
     buffer: &mut [u8],
+    decoder: &mut PageDecoder,
 ) -> Result<Vec<u64>, VmmError> {
     match (apply, message) {
-        (Apply::WritePages(run), Message::Pages(pages)) => memory.write(run, pages.data)?,
+        (Apply::WritePages(run), Message::Pages(pages)) => {
+            let read_base = |base: &mut [u8]| memory.read(run, base);
+            memory.write(run, decoder.decode(run.count, pages.encoding, pages.data, read_base)?)?;
+        }
         (Apply::ZeroPages, Message::Zero(runs)) => {
             for run in runs {
                 memory.zero(run)?;

@@ -7,6 +7,7 @@ use vmferry_core::engine::AddressSpacesReport;
 use vmferry_core::pages::{Owners, PageRun, WholeGuest};
 use vmferry_core::plan::FixedCosts;
 
+use crate::compress::PagesError;
 use crate::embedded::EmbeddedError;
 use crate::link::LinkError;
 use crate::memory::{GuestMemory, MemoryError};
@@ -41,6 +42,9 @@ pub enum VmmError {
     /// Guest RAM.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Pages that the other side sent.
+    #[error(transparent)]
+    Pages(#[from] PagesError),
     /// The connection to the other side.
     #[error(transparent)]
     Link(#[from] LinkError),

@@ -38,7 +38,7 @@ impl FrameSizes {
         let run = PageRun::new(0, 1);
         let zero = sealed_bytes(&Message::Zero(vec![]));
         Self {
-            pages: sealed_bytes(&Message::Pages(Pages { run, data: &page })) - PAGE_BYTES,
+            pages: sealed_bytes(&Message::Pages(Pages::raw(run, &page))) - PAGE_BYTES,
             zero,
             zero_run: sealed_bytes(&Message::Zero(vec![run])) - zero,
             device_state: sealed_bytes(&Message::DeviceState(&[])),
@@ -201,7 +201,7 @@ mod tests {
     fn sizes_are_those_of_sealed_frames() {
         let sizes = FrameSizes::measure();
         let content = vec![7; 3 * PAGE_BYTES as usize];
-        let pages = Message::Pages(Pages { run: PageRun::new(9, 3), data: &content });
+        let pages = Message::Pages(Pages::raw(PageRun::new(9, 3), &content));
         assert_eq!(sizes.pages(3), sealed_bytes(&pages));
         let runs: Vec<_> = (0..5).map(|i| PageRun::new(i * 10, 3)).collect();
         assert_eq!(sizes.zero(5), sealed_bytes(&Message::Zero(runs)));

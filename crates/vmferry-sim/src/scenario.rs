@@ -6,7 +6,7 @@ use vmferry_core::engine::{Source, SourceConfig};
 use vmferry_core::pages::{PAGE_BYTES, RamBlock, RamLayout};
 use vmferry_core::plan::{FixedCosts, Patience, PolicySpec};
 use vmferry_core::predict::PredictorSpec;
-use vmferry_core::wire::MigrationId;
+use vmferry_core::wire::{Encodings, MigrationId};
 
 use crate::SimError;
 
@@ -179,6 +179,7 @@ impl Scenario {
             verify: false,
             stall_timeout: STALL_TIMEOUT,
             fixed: self.planned,
+            encodings: Encodings::RAW,
         };
         Source::new(config, self.predictor.build(layout.total_pages()), self.policy.build(self.patience))
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmferry_core::engine::{Apply, Target, TargetAction, TargetConfig};
 use vmferry_core::pages::{PAGE_BYTES, PageRun, RamLayout};
-use vmferry_core::wire::{MAX_DEVICE_CHUNK_BYTES, MAX_PAGES_PER_FRAME, Message, Pages};
+use vmferry_core::wire::{Encodings, MAX_DEVICE_CHUNK_BYTES, MAX_PAGES_PER_FRAME, Message, Pages};
 
 use crate::link::{Body, Direction, Frame};
 use crate::replay::nanoseconds;
@@ -35,6 +35,7 @@ impl TargetHost {
             machine: MACHINE.into(),
             vcpus: VCPUS,
             stall_timeout: STALL_TIMEOUT,
+            encodings: Encodings::RAW,
         };
         let content_bytes = ((MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize).max(MAX_DEVICE_CHUNK_BYTES);
         Self {
@@ -90,7 +91,7 @@ impl TargetHost {
         let data = |bytes: usize| &self.content[..bytes];
         let message = match frame.body {
             Body::Message(message) => message,
-            Body::Pages(run) => Message::Pages(Pages { run, data: data((run.count * PAGE_BYTES) as usize) }),
+            Body::Pages(run) => Message::Pages(Pages::raw(run, data((run.count * PAGE_BYTES) as usize))),
             Body::DeviceState(bytes) => Message::DeviceState(data(bytes)),
         };
         let apply = self.target.handle_message(Duration::from_nanos(now_ns), &message, frame.bytes);

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmferry_core::plan::PolicySpec;
 use vmferry_core::predict::PredictorSpec;
 use vmferry_guest::Pattern;
-use vmferry_host::MigrateOptions;
+use vmferry_host::{Compress, MigrateOptions};
 use vmferry_sim::sweep::ArmKind;
 
 use crate::{simulate, units};
@@ -130,6 +130,13 @@ pub(crate) struct Tuning {
     /// takes its time from the downtime, beside the limit
     #[arg(long)]
     pub(crate) verify: bool,
+    /// What is done to pages to make them smaller: auto is what sends them soonest, by the bandwidth and by what the codecs
+    /// cost and save; off leaves them as they are, and sends no deltas either
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = CompressArg::Auto)]
+    pub(crate) compress: CompressArg,
+    /// The most to keep of pages that were sent and are written again, so that they go as what differs; 0 for no deltas
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = units::bytes)]
+    pub(crate) delta_cache: u64,
     /// Print the report as one JSON document on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -166,6 +173,13 @@ impl Tuning {
             epoch: self.epoch,
             observe: self.observe,
             stall_timeout: self.stall_timeout,
+            compress: match self.compress {
+                CompressArg::Auto => Compress::Auto,
+                CompressArg::Off => Compress::Off,
+                CompressArg::Lz4 => Compress::Lz4,
+                CompressArg::Zstd => Compress::Zstd,
+            },
+            delta_cache_bytes: self.delta_cache,
             ..MigrateOptions::default()
         })
     }
@@ -177,6 +191,18 @@ pub(crate) enum Switch {
     On,
     /// Leave it
     Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressArg {
+    /// What sends them soonest
+    Auto,
+    /// Nothing
+    Off,
+    /// LZ4
+    Lz4,
+    /// Zstandard
+    Zstd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -204,6 +230,9 @@ pub(crate) struct DemoArgs {
     /// Which pages the guest writes: idle, hot, zipf, sweep or phases
     #[arg(long, default_value = "hot", value_parser = pattern)]
     pub(crate) pattern: Pattern,
+    /// How much of each of the guest's pages no compressor makes smaller, in percent. A write changes a little of a page
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) incompressible: u8,
     /// The most to send per second; `none` for as much as loopback carries
     #[arg(long, value_name = "RATE", default_value = "1Gbit/s", value_parser = bandwidth)]
     pub(crate) bandwidth: Bandwidth,

@@ -209,6 +209,20 @@ pub(crate) fn describe_report(report: &Report) -> String {
             pages.total, pages.sent, pages.zero, pages.resent, report.passes
         ),
     );
+    let kinds = [
+        ("raw", pages.raw, wire.raw_bytes),
+        ("lz4", pages.lz4, wire.lz4_bytes),
+        ("zstd", pages.zstd, wire.zstd_bytes),
+        ("delta", pages.delta, wire.delta_bytes),
+        ("zero", pages.zero, wire.zero_bytes),
+    ];
+    let kinds = kinds.iter().filter(|(_, pages, _)| *pages > 0);
+    let kinds: Vec<String> =
+        kinds.map(|(name, pages, bytes)| format!("{name} {pages} in {}", show_bytes(*bytes))).collect();
+    if let Some(ratio) = report.compression.ratio {
+        let encode = show_ms(report.compression.encode_ms);
+        line("pages as", format!("{}; ratio {ratio:.2}, {encode} of encoding", kinds.join(", ")));
+    }
     let set = &report.working_set;
     let share = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0));
     line(

@@ -60,6 +60,30 @@ fn guests_with_other_options_move() {
     }
 }
 
+/// However pages are encoded, the memory is the same, and the report says how they went.
+#[test]
+fn guests_move_with_every_kind_of_compression() {
+    let guest = ["--verify", "--incompressible", "50", "--predictor", "none", "--hot", "4MiB"];
+    // The hot pages fit the pause as they are, or else only as what differs, so that they are sent again and again.
+    let (long, short) = (
+        ["--bandwidth", "20MB/s", "--downtime-limit", "500ms"],
+        ["--bandwidth", "20MB/s", "--downtime-limit", "100ms"],
+    );
+    for (how, kinds) in [("auto", &["zstd", "lz4"][..]), ("off", &["raw"]), ("lz4", &["lz4"]), ("zstd", &["zstd"])] {
+        let path = if how == "off" { &long } else { &short };
+        let finished = Ferry::start(&[&SMALL[..], &guest, path, &["--compress", how]].concat()).finish();
+        let report = moved(&finished);
+        let number = |path: &str| report.pointer(path).and_then(Value::as_u64).unwrap();
+        assert!(kinds.iter().any(|kind| number(&format!("/pages/{kind}")) > 0), "{how}: {report:#}");
+        let ratio = report["compression"]["ratio"].as_f64().unwrap();
+        assert_eq!(ratio > 1.5, how != "off", "{how}: {report:#}");
+        assert_eq!(number("/pages/delta") > 0, how != "off", "{how}: {report:#}");
+    }
+    let options = [&SMALL[..], &guest, &long, &["--delta-cache", "0"]].concat();
+    let report = moved(&Ferry::start(&options).finish());
+    assert_eq!(report["pages"]["delta"], 0, "{report:#}");
+}
+
 #[test]
 fn nobody_needs_no_rights() {
     let nobody = Nobody::new();
@@ -173,7 +197,7 @@ fn processes() -> Vec<Process> {
 
 #[test]
 fn a_wrong_command_line_is_told_from_a_failure() {
-    let wrong: [&[&str]; 22] = [
+    let wrong: [&[&str]; 25] = [
         &[],
         &["fly"],
         &["demo", "--fly"],
@@ -191,6 +215,9 @@ fn a_wrong_command_line_is_told_from_a_failure() {
         &["demo", "--threads", "0"],
         &["demo", "--threads", "1000"],
         &["demo", "--predictor", "oracle"],
+        &["demo", "--compress", "gzip"],
+        &["demo", "--delta-cache", "-1"],
+        &["demo", "--incompressible", "101"],
         &["inspect"],
         &["migrate", "--qmp", "/absent"],
         &["migrate", "--qmp", "/absent", "--to", "127.0.0.1:1", "--epoch", "0"],

@@ -14,7 +14,7 @@ use support::{
     moves, need_rights, until,
 };
 use vmferry_core::pages::{PAGE_BYTES, PageRun, RamBlock, RamLayout};
-use vmferry_core::wire::{FrameWriter, Hello, Message, MigrationId, Pages, VERSION_MAX, VERSION_MIN};
+use vmferry_core::wire::{Encodings, FrameWriter, Hello, Message, MigrationId, Pages, VERSION_MAX, VERSION_MIN};
 
 /// In the middle of the push.
 const PUSHING: Where = Where::Frame(kind::PAGES, 20);
@@ -353,11 +353,12 @@ fn strangers_connect_to_the_target() {
             machine: machine.to_owned(),
             vcpus: 2,
             verify: false,
+            encodings: Encodings::RAW,
         })
     };
     let page = [7; PAGE_BYTES as usize];
     let run = PageRun::new(bytes / PAGE_BYTES, 1);
-    let outside = [Message::Pages(Pages { run, data: &page }), Message::Zero(vec![PageRun::new(0, u64::MAX)])];
+    let outside = [Message::Pages(Pages::raw(run, &page)), Message::Zero(vec![PageRun::new(0, u64::MAX)])];
     for message in &outside {
         let mut frames = FrameWriter::new();
         let mut sent = Vec::new();

@@ -48,6 +48,25 @@ fn guests_of_all_patterns_move_on_qemu_10_0() {
     all_patterns("10.0");
 }
 
+/// However pages are encoded, the guest finds its memory as it was.
+#[test]
+fn a_guest_moves_with_every_kind_of_compression() {
+    need_rights!();
+    let mut guest = Machine::linux("10.0", HOT);
+    for how in ["auto", "lz4", "zstd", "off"] {
+        let options = ["--compress", how, "--bandwidth", "50MB/s", "--predictor", "none"];
+        let (moved, sent, received) = moves(guest, Machine::waiting("10.0"), &options);
+        both_reports_are_complete(&sent, &received);
+        let pages = |kind: &str| sent["pages"][kind].as_u64().unwrap();
+        // What `auto` does depends on how busy this machine is.
+        if how != "auto" {
+            assert_eq!(pages("lz4") + pages("zstd") > 0, how != "off", "{how}: {sent:#}");
+            assert_eq!(sent["compression"]["ratio"].as_f64() > Some(1.2), how != "off", "{how}: {sent:#}");
+        }
+        guest = moved;
+    }
+}
+
 /// The target of one migration is the source of the next; and QEMU may be newer there.
 #[test]
 fn a_guest_moves_on_and_on_and_to_a_newer_qemu() {

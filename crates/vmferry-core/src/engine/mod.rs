@@ -31,8 +31,8 @@ mod source;
 mod target;
 
 pub use report::{
-    AddressSpacesReport, BoundReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, ShadowReport,
-    TrackingReport, VerifyReport, WireReport, WorkingSetReport,
+    AddressSpacesReport, BoundReport, CompressionReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report,
+    ShadowReport, TrackingReport, VerifyReport, WireReport, WorkingSetReport,
 };
-pub use source::{Action, SentPages, Source, SourceConfig, SourceError};
+pub use source::{Action, Encoded, SentPages, Source, SourceConfig, SourceError};
 pub use target::{Apply, Target, TargetAction, TargetConfig, TargetError, TargetOutcome};

@@ -55,6 +55,8 @@ pub struct Report {
     pub wire: WireReport,
     /// Pages and what became of them.
     pub pages: PageReport,
+    /// What encoding pages cost and gained.
+    pub compression: CompressionReport,
     /// Passes over memory, the stop phase included.
     pub passes: u32,
     /// The prediction and how good it was.
@@ -112,6 +114,12 @@ pub struct WireReport {
     pub stop_bytes: u64,
     /// Of all: pages as they are.
     pub raw_bytes: u64,
+    /// Of all: pages as LZ4 blocks.
+    pub lz4_bytes: u64,
+    /// Of all: pages as Zstandard frames.
+    pub zstd_bytes: u64,
+    /// Of all: what differs from pages that the target had.
+    pub delta_bytes: u64,
     /// Of all: the notes that say which pages are zero.
     pub zero_bytes: u64,
     /// Of all: device state.
@@ -127,6 +135,14 @@ pub struct PageReport {
     pub total: u64,
     /// Pages whose content was sent, each time counted.
     pub sent: u64,
+    /// Of `sent`: as they are.
+    pub raw: u64,
+    /// Of `sent`: in LZ4 blocks.
+    pub lz4: u64,
+    /// Of `sent`: in Zstandard frames.
+    pub zstd: u64,
+    /// Of `sent`: as what differs from what the target had.
+    pub delta: u64,
     /// Pages that went as a note that they are zero, each time counted.
     pub zero: u64,
     /// Of `sent` and `zero`: those that had been sent before.
@@ -135,6 +151,15 @@ pub struct PageReport {
     pub held: u64,
     /// Pages that went in the stop phase.
     pub stop: u64,
+}
+
+/// What encoding pages cost and gained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct CompressionReport {
+    /// Processor time spent on encoding, all threads together.
+    pub encode_ms: f64,
+    /// Bytes of the pages sent, zero ones not among them, for each byte that they took on the wire.
+    pub ratio: Option<f64>,
 }
 
 /// The predicted working set.

@@ -8,17 +8,18 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::report::{
-    BoundReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, ShadowReport, TrackingReport,
-    VerifyReport, WireReport, WorkingSetReport,
+    BoundReport, CompressionReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, ShadowReport,
+    TrackingReport, VerifyReport, WireReport, WorkingSetReport,
 };
-use crate::pages::{Owners, PageNumber, PageRun, PageSet, RamLayout, group_by_owner};
+use crate::pages::{Owners, PAGE_BYTES, PageNumber, PageRun, PageSet, RamLayout, group_by_owner};
 use crate::plan::{
-    AtRead, Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Pacer, PageClass, Policy, PushRules,
+    AtRead, Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Pacer, PageClass, PageWork, Policy, PushRules,
     RateEstimate, SendOrder, Shadow, WireSizes,
 };
 use crate::predict::{Predictor, RankedPage};
 use crate::wire::{
-    Abort, Fault, Hello, MAX_PAGES_PER_FRAME, Message, MigrationId, Prepared, VERSION_MAX, VERSION_MIN, Welcome,
+    Abort, Encodings, Fault, Hello, MAX_PAGES_PER_FRAME, Message, MigrationId, Prepared, VERSION_MAX, VERSION_MIN,
+    Welcome,
 };
 
 /// The most runs in one [`Action::SendPages`].
@@ -33,7 +34,7 @@ const WINDOW_MAX_BYTES: u64 = 32 * 1024 * 1024;
 const WINDOW_TIME: Duration = Duration::from_millis(8);
 /// A chunk of pages should take about this long, so that scans and cancellations are not late.
 const CHUNK_TIME: Duration = Duration::from_millis(4);
-/// The fewest pages of a chunk.
+/// The fewest pages of a chunk; more, where they are fewer bytes than so many as they are.
 const CHUNK_MIN_PAGES: u64 = 8;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
 /// epoch is waited for.
@@ -76,6 +77,8 @@ pub struct SourceConfig {
     pub stall_timeout: Duration,
     /// The stop phase's fixed part, as far as it is known at the beginning.
     pub fixed: FixedCosts,
+    /// The encodings of pages that the driver would use.
+    pub encodings: Encodings,
 }
 
 /// Why a migration ended without a hand-over, or in doubt.
@@ -113,7 +116,7 @@ pub enum SourceError {
         /// What was going on.
         doing: &'static str,
     },
-    /// The target chose a protocol version that was not offered, or answered for another migration.
+    /// The target chose a protocol version or encodings that were not offered, or answered for another migration.
     #[error("the target's welcome does not answer our hello")]
     BadWelcome,
     /// The target's memory is not the source's.
@@ -152,6 +155,15 @@ pub enum SourceError {
     },
 }
 
+/// Pages that were sent in one encoding.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// How many.
+    pub pages: u64,
+    /// Their bytes on the wire, headers included.
+    pub bytes: u64,
+}
+
 /// What a driver did for [`Action::SendPages`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SentPages {
@@ -163,6 +175,19 @@ pub struct SentPages {
     pub raw_bytes: u64,
     /// Bytes on the wire for the latter, headers included.
     pub zero_bytes: u64,
+    /// Pages sent as LZ4 blocks.
+    pub lz4: Encoded,
+    /// Pages sent as Zstandard frames.
+    pub zstd: Encoded,
+    /// Pages sent as what differs from what the target had.
+    pub delta: Encoded,
+    /// Processor time spent on encoding, all threads together.
+    pub encoding: Duration,
+    /// The driver's own time, from the beginning to the end, without what it waited for the path.
+    pub working: Duration,
+    /// When the first of the bytes left; `None`: just now. Encoding takes its time, and what left before its end may have
+    /// arrived before its end.
+    pub began: Option<Duration>,
     /// Pages that the re-arming before the reading found written. Their content went along.
     pub written: Vec<PageRun>,
     /// Pages that it found written, and that were left out therefore ([`AtRead::Skip`]), in the order of the action's runs.
@@ -170,6 +195,18 @@ pub struct SentPages {
     /// Pages outside the run that was about to be read that its re-arming found written and armed again, as happens
     /// where tracking works in larger units. Their content did not go along.
     pub bystanders: Vec<PageRun>,
+}
+
+impl SentPages {
+    /// Pages whose content was sent, in whatever encoding.
+    pub fn content_pages(&self) -> u64 {
+        self.raw_pages + self.lz4.pages + self.zstd.pages + self.delta.pages
+    }
+
+    /// Bytes on the wire for all pages, zero ones included.
+    pub fn bytes(&self) -> u64 {
+        self.raw_bytes + self.zero_bytes + self.lz4.bytes + self.zstd.bytes + self.delta.bytes
+    }
 }
 
 /// What the driver shall do next.
@@ -303,6 +340,7 @@ pub struct Source {
     pacer: Pacer,
     rate: RateEstimate,
     sizes: WireSizes,
+    work: PageWork,
     round_trip: Option<Duration>,
     ping_sent: Option<Duration>,
     wire_bytes: u64,
@@ -313,9 +351,12 @@ pub struct Source {
     /// Pages expected to be written per epoch beside the held ones.
     fresh_pages_per_epoch: f64,
 
+    /// What the target agreed to read.
+    encodings: Encodings,
     times: Times,
     wire: WireReport,
     pages: PageReport,
+    encoding_time: Duration,
     tracking: TrackingReport,
     written_while_pushing: u64,
     passes: u32,
@@ -369,6 +410,7 @@ impl Source {
             pacer: Pacer::new(config.bandwidth_cap_bytes_per_s),
             rate: RateEstimate::new(),
             sizes: WireSizes::new(),
+            work: PageWork::new(),
             round_trip: None,
             ping_sent: None,
             wire_bytes: 0,
@@ -376,9 +418,11 @@ impl Source {
             confirmed_bytes: 0,
             heard: Duration::ZERO,
             fresh_pages_per_epoch: 0.0,
+            encodings: Encodings::RAW,
             times: Times::default(),
             wire: WireReport::default(),
             pages: PageReport { total, ..PageReport::default() },
+            encoding_time: Duration::ZERO,
             tracking: TrackingReport::default(),
             written_while_pushing: 0,
             passes: 0,
@@ -418,6 +462,7 @@ impl Source {
                     machine: self.config.machine.clone(),
                     vcpus: self.config.vcpus,
                     verify: self.config.verify,
+                    encodings: self.config.encodings,
                 });
                 Some(self.act(Action::Send(hello)))
             }
@@ -571,7 +616,7 @@ impl Source {
     /// The pages of [`Action::SendPages`] have left.
     pub fn handle_pages_sent(&mut self, now: Duration, sent: &SentPages) {
         self.acted();
-        self.pages.sent += sent.raw_pages;
+        self.count_encodings(sent);
         let mut skipped = sent.skipped.iter().flat_map(|run| run.pages()).peekable();
         for page in self.sending.drain(..).flat_map(PageRun::pages) {
             if skipped.next_if_eq(&page).is_none() && !self.ever_sent.insert(page) {
@@ -585,9 +630,9 @@ impl Source {
             });
         }
         let zero_pages: u64 = sent.zero.iter().map(|run| run.count).sum();
-        self.sizes.sent(self.sending_class, sent.raw_pages + zero_pages, sent.raw_bytes + sent.zero_bytes);
-        self.wire.raw_bytes += sent.raw_bytes;
-        self.wire.zero_bytes += sent.zero_bytes;
+        let sent_pages = sent.content_pages() + zero_pages;
+        self.sizes.sent(self.sending_class, sent_pages, sent.bytes());
+        self.work.worked(self.sending_class, sent_pages, sent.working);
         for &run in &sent.written {
             self.epoch_written.insert_run(run);
         }
@@ -596,9 +641,12 @@ impl Source {
             self.pending.insert_run(run);
         }
         // Only pages measure the path: control messages are too small, and no confirmation follows them.
-        self.rate.busy(now, self.confirmed_bytes);
-        self.count_sent(now, sent.raw_bytes + sent.zero_bytes);
+        self.rate.busy(sent.began.map_or(now, |began| began.min(now)), self.confirmed_bytes);
+        self.count_sent(now, sent.bytes());
         self.page_bytes_end = self.wire_bytes;
+        if !self.window_open() {
+            self.rate.full();
+        }
     }
 
     /// The guest stands still since `stopped_at`.
@@ -737,9 +785,25 @@ impl Source {
         self.wire_bytes
     }
 
-    /// The measured bandwidth, for a progress display.
+    /// The bandwidth measured, or the cap where that is less.
     pub fn bandwidth_bytes_per_s(&self) -> Option<f64> {
         self.bandwidth()
+    }
+
+    /// The shortest round trip that was measured.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.round_trip
+    }
+
+    /// The encodings of pages that the target agreed to; pages as they are until it has answered.
+    pub fn encodings(&self) -> Encodings {
+        self.encodings
+    }
+
+    /// Whether the page is one of those that are written again, as far as known: it was seen written or sent before.
+    /// During [`Action::SendPages`] that means before this time.
+    pub fn is_written_again(&self, page: PageNumber) -> bool {
+        self.seen.contains(page) || self.ever_sent.contains(page)
     }
 
     /// The report of the migration; complete once it has ended.
@@ -778,6 +842,7 @@ impl Source {
             wire_bytes: self.wire_bytes,
             wire: self.wire,
             pages: self.pages,
+            compression: self.compression(),
             passes: self.passes,
             working_set: WorkingSetReport {
                 predictor: self.predictor.name(),
@@ -801,6 +866,31 @@ impl Source {
             least_stop_pages,
             stop_ratio: least_stop_pages.filter(|&least| least > 0).map(|least| stop as f64 / least as f64),
         }
+    }
+
+    fn compression(&self) -> CompressionReport {
+        let WireReport { raw_bytes, lz4_bytes, zstd_bytes, delta_bytes, .. } = self.wire;
+        let sent = raw_bytes + lz4_bytes + zstd_bytes + delta_bytes;
+        CompressionReport {
+            encode_ms: self.encoding_time.as_secs_f64() * 1e3,
+            ratio: (sent > 0).then(|| (self.pages.sent * PAGE_BYTES) as f64 / sent as f64),
+        }
+    }
+
+    /// Adds up what was sent by its encodings.
+    fn count_encodings(&mut self, sent: &SentPages) {
+        let (wire, pages) = (&mut self.wire, &mut self.pages);
+        pages.sent += sent.content_pages();
+        pages.raw += sent.raw_pages;
+        pages.lz4 += sent.lz4.pages;
+        pages.zstd += sent.zstd.pages;
+        pages.delta += sent.delta.pages;
+        wire.raw_bytes += sent.raw_bytes;
+        wire.zero_bytes += sent.zero_bytes;
+        wire.lz4_bytes += sent.lz4.bytes;
+        wire.zstd_bytes += sent.zstd.bytes;
+        wire.delta_bytes += sent.delta.bytes;
+        self.encoding_time += sent.encoding;
     }
 
     fn act(&mut self, action: Action) -> Action {
@@ -834,9 +924,17 @@ impl Source {
         self.in_flight_bytes() < window
     }
 
-    fn chunk_pages(&self) -> u64 {
-        let bytes = self.bandwidth().map_or(0.0, |rate| rate * CHUNK_TIME.as_secs_f64()) as u64;
-        (bytes / PAGE_WIRE_BYTES).clamp(CHUNK_MIN_PAGES, MAX_PAGES_PER_FRAME)
+    /// Pages of this class that make a chunk.
+    fn chunk_pages(&self, class: PageClass) -> u64 {
+        let bytes = self.bandwidth().map_or(0.0, |rate| rate * CHUNK_TIME.as_secs_f64());
+        // As bytes, the least is that of pages as they are: each chunk costs some time beside its bytes.
+        let bytes = bytes.max((CHUNK_MIN_PAGES * PAGE_WIRE_BYTES) as f64);
+        ((bytes / self.sizes.planned_bytes(class)) as u64).clamp(CHUNK_MIN_PAGES, MAX_PAGES_PER_FRAME)
+    }
+
+    /// The same for pages of either class.
+    fn any_chunk_pages(&self) -> u64 {
+        self.chunk_pages(PageClass::New).min(self.chunk_pages(PageClass::Written))
     }
 
     fn count_sent(&mut self, now: Duration, bytes: u64) {
@@ -857,6 +955,10 @@ impl Source {
         if welcome.migration != self.config.migration || !(VERSION_MIN..=VERSION_MAX).contains(&welcome.version) {
             return self.fail(now, SourceError::BadWelcome);
         }
+        if !self.config.encodings.allows(welcome.encodings) {
+            return self.fail(now, SourceError::BadWelcome);
+        }
+        self.encodings = welcome.encodings;
         self.times.observing = Some(now);
         self.next_scan = now;
         // The first scan arms the tracking; the observation begins when it is done.
@@ -918,8 +1020,8 @@ impl Source {
         let facts = self.facts(now);
         let budget_pages = facts.budget_pages() as usize;
         let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * self.config.epoch.as_secs_f64() * PLAN_MARGIN;
-        let wanted =
-            ((epoch_bytes / facts.sizes.planned_bytes(PageClass::Written)) as usize).max(self.chunk_pages() as usize);
+        let wanted = (epoch_bytes / facts.sizes.planned_bytes(PageClass::Written)) as usize;
+        let wanted = wanted.max(self.chunk_pages(PageClass::Written) as usize);
         let mut ranking = std::mem::take(&mut self.ranking);
         let other_heat = self.rank_pending(&mut ranking, budget_pages, wanted);
 
@@ -1010,6 +1112,7 @@ impl Source {
             // A page that was never sent is pending.
             new_pages: self.pages.total - self.ever_sent.len(),
             sizes: self.sizes,
+            work: self.work,
             fresh_pages_per_epoch: self.fresh_pages_per_epoch as u64,
             epoch: self.config.epoch,
             in_flight_bytes: self.in_flight_bytes(),
@@ -1021,7 +1124,8 @@ impl Source {
     }
 
     fn least_stop_pages(&self) -> Option<u64> {
-        let pages_per_epoch = self.bandwidth()? * self.config.epoch.as_secs_f64() / PAGE_WIRE_BYTES as f64;
+        let page_bytes = self.sizes.planned_bytes(PageClass::Written);
+        let pages_per_epoch = self.bandwidth()? * self.config.epoch.as_secs_f64() / page_bytes;
         self.predictor.least_stop_pages(pages_per_epoch)
     }
 
@@ -1055,14 +1159,13 @@ impl Source {
 
     /// The next pages to send, taken out of `pending` by [`Self::send_pages`].
     fn next_chunk(&mut self, now: Duration) -> Vec<PageRun> {
-        let most = self.chunk_pages();
         match self.rules.order {
             SendOrder::ColdestFirst if !self.seen.is_empty() => {
-                let runs = self.next_cold(most);
-                if runs.is_empty() { self.next_warm(now, most) } else { runs }
+                let runs = self.next_cold(self.chunk_pages(PageClass::New));
+                if runs.is_empty() { self.next_warm(now, self.chunk_pages(PageClass::Written)) } else { runs }
             }
             // Without any prediction, all pages are alike.
-            SendOrder::ColdestFirst | SendOrder::Address => self.next_by_address(most),
+            SendOrder::ColdestFirst | SendOrder::Address => self.next_by_address(self.any_chunk_pages()),
         }
     }
 
@@ -1273,7 +1376,7 @@ impl Source {
         if !self.window_open() || now < self.pacer.next_at() {
             return None;
         }
-        let most = self.chunk_pages();
+        let most = self.any_chunk_pages();
         let mut runs = Vec::new();
         let (mut from, mut pages) = (0, 0);
         while pages < most && runs.len() < MAX_RUNS_PER_ACTION {

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crate::pages::{PageRun, RamLayout};
 use crate::wire::{
-    Abort, Fault, Hello, MAX_DEVICE_STATE_BYTES, Message, MigrationId, Prepared, VERSION_MAX, VERSION_MIN, Welcome,
+    Abort, Encodings, Fault, Hello, MAX_DEVICE_STATE_BYTES, Message, MigrationId, Prepared, VERSION_MAX, VERSION_MIN,
+    Welcome,
 };
 
 /// What the target has to offer.
@@ -22,6 +23,8 @@ pub struct TargetConfig {
     pub vcpus: u32,
     /// How long the source may be silent.
     pub stall_timeout: Duration,
+    /// The encodings of pages that the driver can read.
+    pub encodings: Encodings,
 }
 
 /// Why the target does not run the guest.
@@ -66,6 +69,12 @@ pub enum TargetError {
         run: PageRun,
         /// The guest's.
         pages: u64,
+    },
+    /// Pages in an encoding that was not agreed on.
+    #[error("the source sent pages in encoding {code}, which was not agreed on")]
+    Encoding {
+        /// Its number.
+        code: u32,
     },
     /// More device state than allowed, or not as much as announced.
     #[error("{received} bytes of device state arrived, {expected} were expected")]
@@ -114,7 +123,7 @@ pub enum TargetError {
 pub enum Apply {
     /// Nothing.
     Nothing,
-    /// Write the message's page data there.
+    /// Write the message's pages there, whose data are in an encoding that was agreed on and still to be decoded.
     WritePages(PageRun),
     /// Make the message's runs read as zero.
     ZeroPages,
@@ -172,6 +181,7 @@ pub struct Target {
     acting: bool,
     migration: Option<MigrationId>,
     verify: bool,
+    encodings: Encodings,
     paused: bool,
     heard: Duration,
     received_bytes: u64,
@@ -192,6 +202,7 @@ impl Target {
             acting: false,
             migration: None,
             verify: false,
+            encodings: Encodings::RAW,
             paused: false,
             heard: Duration::ZERO,
             received_bytes: 0,
@@ -365,7 +376,9 @@ impl Target {
                 let version = self.agree(hello)?;
                 self.migration = Some(hello.migration);
                 self.verify = hello.verify;
-                self.outbox.push_back(Message::Welcome(Welcome { version, migration: hello.migration }));
+                self.encodings = hello.encodings.and(self.config.encodings);
+                let (migration, encodings) = (hello.migration, self.encodings);
+                self.outbox.push_back(Message::Welcome(Welcome { version, migration, encodings }));
                 self.state = State::Receiving;
                 Ok(Apply::Nothing)
             }
@@ -375,6 +388,9 @@ impl Target {
             }
             (State::Receiving, Message::Pages(pages)) => {
                 self.inside(pages.run)?;
+                if !self.encodings.contains(pages.encoding) {
+                    return Err(TargetError::Encoding { code: pages.encoding.code() });
+                }
                 Ok(Apply::WritePages(pages.run))
             }
             (State::Receiving, Message::Zero(runs)) => {
@@ -462,6 +478,7 @@ impl Target {
             | TargetError::Differs { .. }
             | TargetError::Unexpected { .. }
             | TargetError::OutsideRam { .. }
+            | TargetError::Encoding { .. }
             | TargetError::DeviceState { .. }
             | TargetError::WrongMigration
             | TargetError::Stalled { .. } => Some(Fault::Receiver),

@@ -12,6 +12,7 @@ mod precopy;
 mod predictive;
 mod rate;
 mod wire_size;
+mod work;
 
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub use precopy::{QemuRule, StopAndCopy, XenRule};
 pub use predictive::Predictive;
 pub use rate::RateEstimate;
 pub use wire_size::{PageClass, WireSizes};
+pub use work::PageWork;
 
 use crate::pages::PAGE_BYTES;
 
@@ -58,6 +60,8 @@ pub struct Facts {
     pub new_pages: u64,
     /// What pages cost on the wire.
     pub sizes: WireSizes,
+    /// What they take of the sender's time.
+    pub work: PageWork,
     /// Pages expected to be written per epoch beside the held ones.
     pub fresh_pages_per_epoch: u64,
     /// Length of an epoch.
@@ -91,27 +95,33 @@ impl Facts {
 
     /// How many pages that were written the budget is for.
     pub fn budget_pages(&self) -> u64 {
-        (self.budget_bytes() as f64 / self.sizes.planned_bytes(PageClass::Written)) as u64
+        let carried = self.budget_bytes() as f64 / self.sizes.planned_bytes(PageClass::Written);
+        let copying = self.planned_downtime().saturating_sub(self.fixed.time).as_secs_f64();
+        let handled = copying / self.work.seconds_per_page(PageClass::Written);
+        carried.min(handled) as u64
     }
 
     /// What all that remains is not expected to exceed on the wire.
     pub fn pending_bytes(&self) -> f64 {
-        let written = self.pending_pages - self.new_pages.min(self.pending_pages);
-        self.new_pages as f64 * self.sizes.planned_bytes(PageClass::New)
-            + written as f64 * self.sizes.planned_bytes(PageClass::Written)
+        self.sum_pending(|class| self.sizes.planned_bytes(class))
     }
 
     /// What it will cost on average.
     pub fn mean_pending_bytes(&self) -> f64 {
-        let written = self.pending_pages - self.new_pages.min(self.pending_pages);
-        self.new_pages as f64 * self.sizes.mean_bytes(PageClass::New)
-            + written as f64 * self.sizes.mean_bytes(PageClass::Written)
+        self.sum_pending(|class| self.sizes.mean_bytes(class))
+    }
+
+    /// What each pending page takes, added up.
+    fn sum_pending(&self, per_page: impl Fn(PageClass) -> f64) -> f64 {
+        let new = self.new_pages.min(self.pending_pages);
+        new as f64 * per_page(PageClass::New) + (self.pending_pages - new) as f64 * per_page(PageClass::Written)
     }
 
     /// The pause to expect if the guest were stopped now.
     pub fn expected_downtime(&self) -> Option<Duration> {
         let bytes = self.pending_bytes() + (self.fixed.device_state_bytes + self.in_flight_bytes) as f64;
-        let copying = bytes / self.bandwidth_bytes_per_s?;
+        let working = self.sum_pending(|class| self.work.seconds_per_page(class));
+        let copying = (bytes / self.bandwidth_bytes_per_s?).max(working);
         Some(self.fixed.time + Duration::try_from_secs_f64(copying).unwrap_or(Duration::MAX))
     }
 
@@ -154,6 +164,7 @@ mod tests {
             unheld_pages: 0,
             new_pages: 0,
             sizes: WireSizes::new(),
+            work: PageWork::new(),
             fresh_pages_per_epoch: 0,
             epoch: Duration::from_millis(50),
             in_flight_bytes: 0,
@@ -186,5 +197,19 @@ mod tests {
         let fits = |pending_pages, new_pages| Facts { pending_pages, new_pages, ..facts }.fits();
         assert!(fits(4 * before, 0) && !fits(4 * before, before), "new pages are as they are");
         assert!(fits(before, before));
+    }
+
+    #[test]
+    fn a_sender_that_is_slower_than_the_path_makes_room_for_fewer() {
+        let mut facts = facts();
+        let before = facts.budget_pages();
+        facts.work.worked(PageClass::Written, 100, Duration::from_millis(1));
+        assert_eq!(facts.budget_pages(), before, "the path takes longer: 41 µs per page");
+        facts.work = PageWork::new();
+        facts.work.worked(PageClass::Written, 100, Duration::from_millis(10));
+        // 70 ms, 100 µs each.
+        assert_eq!(facts.budget_pages(), 700);
+        let expected = Facts { pending_pages: 700, ..facts }.expected_downtime().unwrap();
+        assert!(expected.abs_diff(Duration::from_millis(90)) < Duration::from_micros(1), "{expected:?}");
     }
 }

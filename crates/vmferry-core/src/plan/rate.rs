@@ -1,7 +1,12 @@
 //! The bandwidth that the path really carries, from what the target confirms.
 //!
 //! Only stretches count in which bytes were under way all along, each without its round trip: a pause of the sender says
-//! nothing about the path, and a sender that waits for each confirmation would measure distance instead of width.
+//! nothing about the path, and a sender that waits for each confirmation would measure distance instead of width. Whether
+//! the path was full is another question. A sender that is busy reading and encoding leaves gaps; what arrived meanwhile
+//! shows that the path carries at least so much, and not that it carries no more. So a stretch in which it never was full
+//! can only raise the estimate, as samples do that BBR calls application-limited (Cardwell et al., BBR: Congestion-Based
+//! Congestion Control, 2016); and it counts no more once the path was full, since a short burst that a shaper lets through
+//! is faster than all that follow it.
 
 use std::time::Duration;
 
@@ -17,12 +22,39 @@ const STRETCH_SHARE_MIN: u32 = 4;
 /// A smoothed estimate of delivered bytes per second.
 #[derive(Debug, Clone, Default)]
 pub struct RateEstimate {
-    /// When the stretch under way began, and what had been delivered then.
-    busy_since: Option<(Duration, u64)>,
-    /// Earlier stretches that wait to become a sample.
+    /// The stretch under way.
+    busy: Option<Stretch>,
+    /// Earlier ones that wait to become a sample: those in which the path was full, and the others.
+    full: Waiting,
+    open: Waiting,
+    bytes_per_s: Option<f64>,
+    /// That is from a path that was full.
+    is_certain: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    since: Duration,
+    /// What had been delivered then.
+    delivered: u64,
+    /// As much was under way as may be, at some time.
+    is_full: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Waiting {
     time: Duration,
     bytes: u64,
-    bytes_per_s: Option<f64>,
+}
+
+impl Waiting {
+    fn is_ripe(self, time: Duration, bytes: u64) -> bool {
+        self.time + time >= SAMPLE_TIME || self.bytes + bytes >= SAMPLE_BYTES
+    }
+
+    fn bytes_per_s(self) -> Option<f64> {
+        (!self.time.is_zero()).then(|| self.bytes as f64 / self.time.as_secs_f64())
+    }
 }
 
 impl RateEstimate {
@@ -33,33 +65,43 @@ impl RateEstimate {
 
     /// The estimate in bytes per second; a rough one while little was delivered, `None` before anything was.
     pub fn bytes_per_s(&self) -> Option<f64> {
-        self.bytes_per_s.or_else(|| (!self.time.is_zero()).then(|| self.bytes as f64 / self.time.as_secs_f64()))
+        self.bytes_per_s.or_else(|| self.full.bytes_per_s()).or_else(|| self.open.bytes_per_s())
     }
 
     /// Bytes begin to be under way, `delivered` having arrived so far.
     pub fn busy(&mut self, now: Duration, delivered: u64) {
-        self.busy_since.get_or_insert((now, delivered));
+        self.busy.get_or_insert(Stretch { since: now, delivered, is_full: false });
+    }
+
+    /// As much is under way as may be: it is the path that is waited for.
+    pub fn full(&mut self) {
+        if let Some(stretch) = &mut self.busy {
+            stretch.is_full = true;
+        }
     }
 
     /// `delivered` bytes have arrived by `now`; `idle` says that nothing is under way any more.
     pub fn delivered(&mut self, now: Duration, delivered: u64, idle: bool, round_trip: Duration) {
-        let Some((since, before)) = self.busy_since else { return };
+        let Some(Stretch { since, delivered: before, is_full }) = self.busy else { return };
+        let waiting = if is_full { &mut self.full } else { &mut self.open };
         let (time, bytes) = (now.saturating_sub(since), delivered.saturating_sub(before));
-        let ripe = self.time + time >= SAMPLE_TIME || self.bytes + bytes >= SAMPLE_BYTES;
-        if !(idle || ripe) {
+        if !(idle || waiting.is_ripe(time, bytes)) {
             return;
         }
-        self.time += time.saturating_sub(round_trip).max(time / STRETCH_SHARE_MIN);
-        self.bytes += bytes;
-        self.busy_since = (!idle).then_some((now, delivered));
-        if !self.time.is_zero() && (self.time >= SAMPLE_TIME || self.bytes >= SAMPLE_BYTES) {
-            let sample = self.bytes as f64 / self.time.as_secs_f64();
-            self.bytes_per_s = Some(match self.bytes_per_s {
-                Some(old) => old + (sample - old) * NEW_SHARE,
-                None => sample,
-            });
-            (self.time, self.bytes) = (Duration::ZERO, 0);
+        waiting.time += time.saturating_sub(round_trip).max(time / STRETCH_SHARE_MIN);
+        waiting.bytes += bytes;
+        self.busy = (!idle).then_some(Stretch { since: now, delivered, is_full: false });
+        if !waiting.is_ripe(Duration::ZERO, 0) {
+            return;
         }
+        let Some(sample) = std::mem::take(waiting).bytes_per_s() else { return };
+        self.bytes_per_s = Some(match self.bytes_per_s {
+            None => sample,
+            Some(_) if is_full && !self.is_certain => sample,
+            Some(old) if is_full || (sample > old && !self.is_certain) => old + (sample - old) * NEW_SHARE,
+            Some(old) => old,
+        });
+        self.is_certain |= is_full;
     }
 }
 
@@ -88,12 +130,13 @@ mod tests {
     }
 
     #[test]
-    fn it_follows_a_change() {
+    fn it_follows_a_change_of_a_path_that_is_full() {
         let mut rate = RateEstimate::new();
         rate.busy(ms(0), 0);
         let mut delivered = 0;
         for step in 1..2000 {
             delivered += if step < 1000 { 100_000 } else { 20_000 };
+            rate.full();
             rate.delivered(ms(step), delivered, false, Duration::ZERO);
         }
         assert!((rate.bytes_per_s().unwrap() / 20e6 - 1.0).abs() < 0.05);
@@ -120,5 +163,33 @@ mod tests {
             rate.delivered(start + us(1000), (chunk + 1) * 40_000, true, us(600));
         }
         assert!((rate.bytes_per_s().unwrap() / 100e6 - 1.0).abs() < 0.05, "{rate:?}");
+    }
+
+    /// Deltas are so few bytes that the sender, not the path, says how many arrive; before, plans followed them down.
+    #[test]
+    fn a_sender_that_is_slower_than_the_path_does_not_make_it_narrow() {
+        let mut rate = RateEstimate::new();
+        let (mut now, mut delivered) = (ms(0), 0);
+        let mut burst = |rate: &mut RateEstimate, bytes, took, is_full| {
+            rate.busy(now, delivered);
+            if is_full {
+                rate.full();
+            }
+            (now, delivered) = (now + took, delivered + bytes);
+            rate.delivered(now, delivered, true, Duration::ZERO);
+            now += ms(10);
+        };
+        burst(&mut rate, 2_000_000, ms(20), false);
+        (0..1000).for_each(|_| burst(&mut rate, 5000, ms(5), false));
+        assert_eq!(rate.bytes_per_s(), Some(100e6));
+        (0..20).for_each(|_| burst(&mut rate, 4_000_000, ms(20), false));
+        let raised = rate.bytes_per_s().unwrap();
+        assert!((raised / 200e6 - 1.0).abs() < 0.01, "it can show that the path is wider: {raised}");
+        burst(&mut rate, 1_000_000, ms(20), true);
+        assert_eq!(rate.bytes_per_s(), Some(50e6), "a shaper let the bursts through");
+        (0..1000).for_each(|_| burst(&mut rate, 1_000_000, ms(2), false));
+        assert_eq!(rate.bytes_per_s(), Some(50e6));
+        (0..20).for_each(|_| burst(&mut rate, 1_600_000, ms(20), true));
+        assert!((rate.bytes_per_s().unwrap() / 80e6 - 1.0).abs() < 0.01, "{rate:?}");
     }
 }

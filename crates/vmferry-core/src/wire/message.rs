@@ -70,6 +70,8 @@ pub struct Hello {
     pub vcpus: u32,
     /// Whether digests of all pages will be sent for comparison.
     pub verify: bool,
+    /// The encodings of pages that the source would use.
+    pub encodings: Encodings,
 }
 
 /// The target's answer to a [`Hello`] that it accepts.
@@ -79,6 +81,93 @@ pub struct Welcome {
     pub version: u16,
     /// The migration's name, repeated.
     pub migration: MigrationId,
+    /// The encodings of pages that the source may use: some of those that it offered, pages as they are among them.
+    pub encodings: Encodings,
+}
+
+/// How the content of pages is written in a [`Pages`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// As it is, [`PAGE_BYTES`] a page.
+    Raw,
+    /// As one LZ4 block.
+    Lz4,
+    /// As one Zstandard frame.
+    Zstd,
+    /// What differs from the content that the target has, by exclusive or, as one LZ4 block.
+    Delta {
+        /// XXH3-64, seed 0, of the content that results: a delta for another content than the target has is found by it.
+        digest: u64,
+    },
+}
+
+impl Encoding {
+    /// The number on the wire, which is also its bit in [`Encodings`].
+    pub fn code(self) -> u32 {
+        match self {
+            Encoding::Raw => 0,
+            Encoding::Lz4 => 1,
+            Encoding::Zstd => 2,
+            Encoding::Delta { .. } => 3,
+        }
+    }
+
+    /// Bytes of fields between the encoding's number and the data.
+    fn field_bytes(self) -> u64 {
+        match self {
+            Encoding::Raw | Encoding::Lz4 | Encoding::Zstd => 0,
+            Encoding::Delta { .. } => 8,
+        }
+    }
+
+    /// The most bytes of data with which so many pages may go in this encoding: always fewer than as they are. `None`: as
+    /// they are, where it must be that many exactly.
+    fn most_bytes(self, pages: u64) -> Option<u64> {
+        match self {
+            Encoding::Raw => None,
+            Encoding::Lz4 | Encoding::Zstd | Encoding::Delta { .. } => {
+                Some((pages * PAGE_BYTES).saturating_sub(1 + self.field_bytes()))
+            }
+        }
+    }
+}
+
+/// A set of encodings of pages, by their numbers. Numbers that this build does not know may be in an offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encodings(pub u32);
+
+impl Encodings {
+    /// Pages as they are, which both sides always speak.
+    pub const RAW: Self = Self(1);
+    /// All that this build knows.
+    pub const ALL: Self = Self(0b1111);
+
+    /// Those in both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether it is one of them.
+    pub fn contains(self, encoding: Encoding) -> bool {
+        self.0 & (1 << encoding.code()) != 0
+    }
+
+    /// Whether deltas are among them.
+    pub fn has_deltas(self) -> bool {
+        self.contains(Encoding::Delta { digest: 0 })
+    }
+
+    /// The others.
+    #[must_use]
+    pub fn without_deltas(self) -> Self {
+        Self(self.0 & !(1 << Encoding::Delta { digest: 0 }.code()))
+    }
+
+    /// Whether `welcome` may be the answer to this offer.
+    pub const fn allows(self, welcome: Self) -> bool {
+        welcome.0 & Self::RAW.0 != 0 && welcome.0 & !self.0 == 0
+    }
 }
 
 /// The content of neighbouring pages.
@@ -86,8 +175,32 @@ pub struct Welcome {
 pub struct Pages<'a> {
     /// Which pages; at most [`MAX_PAGES_PER_FRAME`].
     pub run: PageRun,
-    /// Their content, [`PAGE_BYTES`] each.
+    /// How `data` is to be read.
+    pub encoding: Encoding,
+    /// Their content: as it is [`PAGE_BYTES`] each, else fewer bytes than that.
     pub data: &'a [u8],
+}
+
+impl<'a> Pages<'a> {
+    /// Pages as they are.
+    pub fn raw(run: PageRun, data: &'a [u8]) -> Self {
+        Self { run, encoding: Encoding::Raw, data }
+    }
+
+    /// Whether so many bytes in this encoding would be a shorter frame than the pages as they are, as is demanded.
+    pub fn is_shorter(run: PageRun, encoding: Encoding, data_bytes: usize) -> bool {
+        encoding.most_bytes(run.count).is_some_and(|most| data_bytes > 0 && data_bytes as u64 <= most)
+    }
+
+    /// Whether there is as much data as the encoding demands.
+    fn fits(&self) -> bool {
+        match self.encoding {
+            Encoding::Raw => self.data.len() as u64 == self.run.count * PAGE_BYTES,
+            Encoding::Lz4 | Encoding::Zstd | Encoding::Delta { .. } => {
+                Self::is_shorter(self.run, self.encoding, self.data.len())
+            }
+        }
+    }
 }
 
 /// Digests of neighbouring pages, see [`super::page_digest`].
@@ -246,6 +359,11 @@ impl<'a> Message<'a> {
         }
     }
 
+    /// How long the bulk data are that follow the fields.
+    pub fn data_bytes(&self) -> usize {
+        self.data().len()
+    }
+
     /// The bulk data that follow the fields on the wire without being copied.
     pub(super) fn data(&self) -> &'a [u8] {
         match self {
@@ -275,13 +393,19 @@ impl<'a> Message<'a> {
                 out.extend_from_slice(&MAGIC);
                 out.put_u16(welcome.version);
                 out.extend_from_slice(&welcome.migration.0);
+                out.put_u32(welcome.encodings.0);
             }
             Message::Pages(pages) => {
-                let bytes = pages.run.count * PAGE_BYTES;
-                assert!(pages.data.len() as u64 == bytes, "{} bytes for {:?}", pages.data.len(), pages.run);
-                out.put_u64(pages.run.first.0);
-                out.put_u32(pages.run.count as u32);
-                out.put_u32(ENCODING_RAW);
+                let (run, encoding) = (pages.run, pages.encoding);
+                assert!(run.count <= MAX_PAGES_PER_FRAME, "{run:?} in one frame");
+                assert!(pages.fits(), "{} bytes for {run:?} as {encoding:?}", pages.data.len());
+                out.put_u64(run.first.0);
+                out.put_u32(run.count as u32);
+                out.put_u32(encoding.code());
+                match encoding {
+                    Encoding::Raw | Encoding::Lz4 | Encoding::Zstd => {}
+                    Encoding::Delta { digest } => out.put_u64(digest),
+                }
             }
             Message::Zero(runs) => {
                 assert!(runs.len() as u64 <= MAX_ZERO_RUNS_PER_FRAME, "{} zero runs in one frame", runs.len());
@@ -328,7 +452,8 @@ impl<'a> Message<'a> {
             kind::WELCOME => {
                 check_magic(&mut reader)?;
                 let version = reader.u16("version")?;
-                Message::Welcome(Welcome { version, migration: MigrationId(reader.id("migration id")?) })
+                let migration = MigrationId(reader.id("migration id")?);
+                Message::Welcome(Welcome { version, migration, encodings: Encodings(reader.u32("encodings")?) })
             }
             kind::PAGES => Message::Pages(decode_pages(&mut reader)?),
             kind::ZERO => {
@@ -388,8 +513,6 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Pages as they are. Other encodings come with later versions of the protocol.
-const ENCODING_RAW: u32 = 0;
 /// The bit of a hello's flags that announces digests.
 const FLAG_VERIFY: u16 = 1;
 
@@ -401,6 +524,7 @@ fn encode_hello(hello: &Hello, out: &mut Vec<u8>) {
     out.extend_from_slice(&hello.migration.0);
     out.put_u32(hello.vcpus);
     out.put_u16(if hello.verify { FLAG_VERIFY } else { 0 });
+    out.put_u32(hello.encodings.0);
     out.put_text(&hello.machine, MAX_MACHINE_BYTES);
     out.put_u32(hello.layout.blocks().len() as u32);
     for block in hello.layout.blocks() {
@@ -423,6 +547,7 @@ fn decode_hello(reader: &mut Reader<'_>) -> Result<Hello, WireError> {
     if flags & !FLAG_VERIFY != 0 {
         return Err(WireError::BadValue { field: "flags", value: u64::from(flags) });
     }
+    let encodings = Encodings(reader.u32("encodings")?);
     let machine = reader.text(MAX_MACHINE_BYTES, "machine type")?;
     let count = reader.count(MAX_BLOCKS as u64, "RAM blocks")?;
     let mut blocks = Vec::with_capacity(count);
@@ -431,18 +556,34 @@ fn decode_hello(reader: &mut Reader<'_>) -> Result<Hello, WireError> {
         blocks.push(RamBlock { id, bytes: reader.u64("RAM block size")? });
     }
     let layout = RamLayout::new(blocks).map_err(WireError::Layout)?;
-    Ok(Hello { version_min, version_max, migration, layout, machine, vcpus, verify: flags & FLAG_VERIFY != 0 })
+    let verify = flags & FLAG_VERIFY != 0;
+    Ok(Hello { version_min, version_max, migration, layout, machine, vcpus, verify, encodings })
 }
 
 fn decode_pages<'a>(reader: &mut Reader<'a>) -> Result<Pages<'a>, WireError> {
     let first = reader.u64("first page")?;
     let count = reader.count(MAX_PAGES_PER_FRAME, "pages")? as u64;
-    let encoding = reader.u32("encoding")?;
-    if encoding != ENCODING_RAW {
-        return Err(WireError::BadValue { field: "encoding", value: u64::from(encoding) });
-    }
-    let data = reader.bytes((count * PAGE_BYTES) as usize, "page data")?;
-    Ok(Pages { run: PageRun::new(first, count), data })
+    let encoding = match reader.u32("encoding")? {
+        0 => Encoding::Raw,
+        1 => Encoding::Lz4,
+        2 => Encoding::Zstd,
+        3 => Encoding::Delta { digest: reader.u64("digest")? },
+        other => return Err(WireError::BadValue { field: "encoding", value: u64::from(other) }),
+    };
+    let data = match encoding.most_bytes(count) {
+        None => reader.bytes((count * PAGE_BYTES) as usize, "page data")?,
+        Some(most) => {
+            let data = reader.rest();
+            if data.is_empty() {
+                return Err(WireError::Truncated { field: "page data" });
+            }
+            if data.len() as u64 > most {
+                return Err(WireError::TooMany { field: "page data", value: data.len() as u64, most });
+            }
+            data
+        }
+    };
+    Ok(Pages { run: PageRun::new(first, count), encoding, data })
 }
 
 fn check_magic(reader: &mut Reader<'_>) -> Result<(), WireError> {

@@ -11,9 +11,9 @@ mod message;
 use twox_hash::XxHash3_64;
 
 pub use message::{
-    Abort, Digests, Fault, Hello, MAX_ABORT_TEXT_BYTES, MAX_DEVICE_CHUNK_BYTES, MAX_DEVICE_STATE_BYTES,
-    MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME, Message, MigrationId, Pages, Prepared,
-    Welcome,
+    Abort, Digests, Encoding, Encodings, Fault, Hello, MAX_ABORT_TEXT_BYTES, MAX_DEVICE_CHUNK_BYTES,
+    MAX_DEVICE_STATE_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME, Message, MigrationId,
+    Pages, Prepared, Welcome,
 };
 
 use crate::pages::LayoutError;
@@ -212,9 +212,10 @@ fn checksum(frame: u64, kind: u8, parts: &[&[u8]]) -> u64 {
     std::hash::Hasher::finish(&hasher)
 }
 
-/// The digest of one page's content, with which `--verify` compares source and target: XXH3-64, seed 0.
-pub fn page_digest(page: &[u8]) -> u64 {
-    XxHash3_64::oneshot(page)
+/// The digest of the content of a page, with which `--verify` compares source and target, or of neighbouring pages, with
+/// which a delta is checked: XXH3-64, seed 0.
+pub fn page_digest(content: &[u8]) -> u64 {
+    XxHash3_64::oneshot(content)
 }
 
 #[cfg(test)]
@@ -233,14 +234,22 @@ mod tests {
             machine: "pc-q35-7.2".into(),
             vcpus: 2,
             verify: true,
+            encodings: Encodings::ALL,
         }
     }
 
     fn samples(data: &[u8]) -> Vec<Message<'_>> {
         vec![
             Message::Hello(hello()),
-            Message::Welcome(Welcome { version: 1, migration: MigrationId([1; 16]) }),
-            Message::Pages(Pages { run: PageRun::new(3, 2), data: &data[..2 * PAGE_BYTES as usize] }),
+            Message::Welcome(Welcome { version: 1, migration: MigrationId([1; 16]), encodings: Encodings::RAW }),
+            Message::Pages(Pages::raw(PageRun::new(3, 2), &data[..2 * PAGE_BYTES as usize])),
+            Message::Pages(Pages { run: PageRun::new(3, 2), encoding: Encoding::Lz4, data: &data[..8191] }),
+            Message::Pages(Pages { run: PageRun::new(3, 1), encoding: Encoding::Zstd, data: &data[..1] }),
+            Message::Pages(Pages {
+                run: PageRun::new(3, 2),
+                encoding: Encoding::Delta { digest: 99 },
+                data: &data[..8183],
+            }),
             Message::Zero(vec![PageRun::new(1, 5), PageRun::new(9, 1)]),
             Message::Paused,
             Message::DeviceState(&data[..100]),
@@ -306,6 +315,50 @@ mod tests {
         assert_eq!(Header::parse(&header), Err(WireError::FrameTooLong { bytes: u64::from(u32::MAX) }));
     }
 
+    /// The payload of a `pages` frame as a peer might write it.
+    fn pages_payload(count: u32, encoding: u32, rest: &[u8]) -> Vec<u8> {
+        let fields = [&7_u64.to_le_bytes()[..], &count.to_le_bytes(), &encoding.to_le_bytes(), rest];
+        fields.concat()
+    }
+
+    fn open_pages(count: u32, encoding: u32, rest: &[u8]) -> Result<String, WireError> {
+        let payload = pages_payload(count, encoding, rest);
+        let (kind, payload_bytes) = (3, payload.len() as u32);
+        let header = Header { payload_bytes, kind, checksum: checksum(0, kind, &[&payload]) };
+        FrameReader::new().open(header, &payload).map(|message| format!("{message:?}"))
+    }
+
+    #[test]
+    fn encoded_pages_are_shorter_than_as_they_are_and_not_empty() {
+        let page = PAGE_BYTES as usize;
+        for (encoding, fields) in [(1, 0), (2, 0), (3, 8)] {
+            assert!(
+                matches!(open_pages(1, encoding, &vec![1; fields]), Err(WireError::Truncated { .. })),
+                "{encoding}"
+            );
+            assert!(open_pages(1, encoding, &vec![1; page - 1]).is_ok(), "{encoding}");
+            let most = (page - 1 - fields) as u64;
+            let too_long = WireError::TooMany { field: "page data", value: most + 1, most };
+            assert_eq!(open_pages(1, encoding, &vec![1; page]), Err(too_long), "{encoding}");
+            assert!(open_pages(0, encoding, &vec![1; fields + 1]).is_err(), "{encoding}: data for no pages");
+            let many = MAX_PAGES_PER_FRAME as u32 + 1;
+            assert!(matches!(open_pages(many, encoding, &[1; 100]), Err(WireError::TooMany { .. })), "{encoding}");
+        }
+        assert_eq!(open_pages(1, 4, &[1; 100]), Err(WireError::BadValue { field: "encoding", value: 4 }));
+        assert_eq!(open_pages(1, 0, &vec![1; page + 1]), Err(WireError::Leftover { bytes: 1 }));
+    }
+
+    #[test]
+    fn an_answer_names_encodings_that_were_offered_and_always_pages_as_they_are() {
+        let (all, lz4) = (Encodings::ALL, Encodings(0b11));
+        assert!(all.allows(Encodings::RAW) && all.allows(all) && lz4.allows(lz4));
+        assert!(!lz4.allows(all), "more than was offered");
+        assert!(!all.allows(Encodings(0b10)), "not even pages as they are");
+        // An encoding of a later build is not agreed on, and does no harm.
+        assert_eq!(Encodings(0x8000_0003).and(all), lz4);
+        assert!(lz4.contains(Encoding::Lz4) && !lz4.contains(Encoding::Delta { digest: 0 }));
+    }
+
     proptest! {
         #[test]
         fn any_flipped_bit_is_found(bit in 0..8_u32, pick in any::<prop::sample::Index>()) {
@@ -318,6 +371,19 @@ mod tests {
             let index = pick.index(bytes.len());
             bytes[index] ^= 1 << bit;
             prop_assert!(open_all(&bytes).is_err(), "bit {} of byte {} went unnoticed", bit, index);
+        }
+
+        /// Page frames that are wrong in any field: an error or a message, never a panic.
+        #[test]
+        fn no_page_frame_panics(
+            count in 0..400_u32,
+            encoding in 0..6_u32,
+            rest in prop::collection::vec(any::<u8>(), 0..9000),
+        ) {
+            if open_pages(count, encoding, &rest).is_ok() {
+                prop_assert!(u64::from(count) <= MAX_PAGES_PER_FRAME && encoding <= 3);
+                prop_assert!(rest.len() as u64 <= u64::from(count) * PAGE_BYTES);
+            }
         }
 
         /// Arbitrary payloads with a right checksum: an error or a message, never a panic.

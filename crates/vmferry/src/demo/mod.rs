@@ -103,6 +103,7 @@ fn parameters(args: &DemoArgs, pages: u64) -> anyhow::Result<Parameters> {
         rate_pages_per_s: args.write_rate,
         seed: args.seed,
         threads: args.threads,
+        incompressible_percent: args.incompressible,
         ..Parameters::default()
     };
     parameters.validate().map_err(|error| crate::usage_error(format!("the guest cannot run like this: {error}")))?;

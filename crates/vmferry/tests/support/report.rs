@@ -22,8 +22,12 @@ pub(crate) fn report_is_complete(report: &Value) {
     let wire = |part: &str| number(&format!("/wire/{part}_bytes"));
     let total = number("/wire_bytes");
     assert_eq!(wire("push") + wire("stop"), total, "{report:#}");
-    assert_eq!(wire("raw") + wire("zero") + wire("device_state") + wire("control"), total, "{report:#}");
+    let kinds = ["raw", "lz4", "zstd", "delta"];
+    let content: f64 = kinds.iter().map(|kind| wire(kind)).sum();
+    assert_eq!(content + wire("zero") + wire("device_state") + wire("control"), total, "{report:#}");
     let pages = |part: &str| number(&format!("/pages/{part}"));
+    assert_eq!(kinds.iter().map(|kind| pages(kind)).sum::<f64>(), pages("sent"), "{report:#}");
+    assert!(number("/compression/ratio") > 0.9 && number("/compression/encode_ms") >= 0.0, "{report:#}");
     assert!(pages("sent") > 0.0 && pages("zero") > 0.0, "{report:#}");
     assert!(pages("sent") + pages("zero") >= pages("total"), "{report:#}");
     assert_eq!(pages("sent") + pages("zero") - pages("resent"), pages("total"), "{report:#}");

@@ -1,0 +1,405 @@
+//! The encodings themselves: bytes of pages to fewer bytes, and back.
+//!
+//! Decoding trusts nothing: the length of the result is known beforehand from the number of pages, and anything else, or
+//! input that is malformed, is an error. Nothing is allocated by a number that the peer sent.
+
+use std::io;
+
+use lz4_flex::block::{
+    CompressTable, DecompressError, compress_into_with_table, decompress_into, get_maximum_output_size,
+};
+use vmferry_core::pages::PAGE_BYTES;
+use vmferry_core::wire::{Encoding, MAX_PAGES_PER_FRAME, page_digest};
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::{compress_bound, find_frame_compressed_size};
+
+use crate::memory::MemoryError;
+
+/// From so many bytes on, LZ4 needs the larger of its two tables.
+const LZ4_LARGE_BYTES: usize = u16::MAX as usize;
+/// What is looked at of a stretch of pages to see whether it can be made smaller: so many pieces of so many bytes.
+const SAMPLE_PIECES: usize = 8;
+const SAMPLE_PIECE_BYTES: usize = 256;
+/// Shorter stretches are not worth a look.
+const SAMPLED_PAGES: usize = 4;
+/// A sample is compressible if LZ4 leaves at most this share of it,
+const SAMPLE_LZ4_SHARE: f64 = 0.95;
+/// or if its bytes have at most so many bits of entropy each. Random bytes show 7.9 in a sample of this size.
+const SAMPLE_ENTROPY_BITS: f64 = 7.4;
+
+/// Why the data of a `pages` message are not pages.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PagesError {
+    /// Not an LZ4 block of that many pages.
+    #[error("the peer's pages are no LZ4 block of their length")]
+    Lz4(#[source] DecompressError),
+    /// Not a Zstandard frame of that many pages.
+    #[error("the peer's pages are no Zstandard frame of their length")]
+    Zstd(#[source] io::Error),
+    /// More or less than one Zstandard frame.
+    #[error("the peer's pages are not one Zstandard frame")]
+    NotOneFrame,
+    /// Not as long as the pages are.
+    #[error("the peer's pages decode to {found} bytes instead of {expected}")]
+    Length {
+        /// What came out.
+        found: usize,
+        /// What the pages take.
+        expected: usize,
+    },
+    /// A delta for content that is not there.
+    #[error("the peer's delta does not fit the pages that are here")]
+    OtherBase,
+    /// The pages that a delta is for could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// What pages are tried with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Codec {
+    /// Nothing: as they are.
+    Raw,
+    Lz4,
+    Zstd1,
+    Zstd3,
+}
+
+impl Codec {
+    /// How its pages are written.
+    pub(crate) fn encoding(self) -> Encoding {
+        match self {
+            Codec::Raw => Encoding::Raw,
+            Codec::Lz4 => Encoding::Lz4,
+            Codec::Zstd1 | Codec::Zstd3 => Encoding::Zstd,
+        }
+    }
+}
+
+/// Encodes pages; one for each thread. It keeps what it works with.
+pub(crate) struct PageEncoder {
+    lz4_small: CompressTable,
+    lz4_large: CompressTable,
+    zstd1: Option<Compressor<'static>>,
+    zstd3: Option<Compressor<'static>>,
+    sample: Vec<u8>,
+    sample_out: Vec<u8>,
+    difference: Vec<u8>,
+}
+
+impl PageEncoder {
+    pub(crate) fn new() -> Self {
+        Self {
+            lz4_small: CompressTable::small(),
+            lz4_large: CompressTable::large(),
+            zstd1: None,
+            zstd3: None,
+            sample: Vec::with_capacity(SAMPLE_PIECES * SAMPLE_PIECE_BYTES),
+            sample_out: vec![0; get_maximum_output_size(SAMPLE_PIECES * SAMPLE_PIECE_BYTES)],
+            difference: Vec::new(),
+        }
+    }
+
+    /// Appends the content as `codec` makes it to `out`, and returns how many bytes that are; `None` where nothing was
+    /// appended, because it is to go as it is.
+    pub(crate) fn encode(&mut self, codec: Codec, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+        match codec {
+            Codec::Raw => None,
+            Codec::Lz4 => self.lz4(content, out),
+            Codec::Zstd1 => zstd(&mut self.zstd1, 1, content, out),
+            Codec::Zstd3 => zstd(&mut self.zstd3, 3, content, out),
+        }
+    }
+
+    /// The same for what differs from `base`, of the same length.
+    pub(crate) fn encode_delta(&mut self, content: &[u8], base: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+        let mut difference = std::mem::take(&mut self.difference);
+        difference.clear();
+        difference.extend(content.iter().zip(base).map(|(new, old)| new ^ old));
+        let encoded = self.lz4(&difference, out);
+        self.difference = difference;
+        encoded
+    }
+
+    fn lz4(&mut self, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+        let table = if content.len() < LZ4_LARGE_BYTES { &mut self.lz4_small } else { &mut self.lz4_large };
+        append(out, get_maximum_output_size(content.len()), |room| compress_into_with_table(content, room, table).ok())
+    }
+
+    /// Whether it is worth trying to make this smaller, by a look at some of it.
+    pub(crate) fn is_compressible(&mut self, content: &[u8]) -> bool {
+        let page = PAGE_BYTES as usize;
+        let pages = content.len() / page;
+        if pages < SAMPLED_PAGES {
+            return true;
+        }
+        self.sample.clear();
+        for piece in 0..SAMPLE_PIECES {
+            // From pages all over the stretch, and each time from another place in the page.
+            let start = piece * pages / SAMPLE_PIECES * page + piece * (page / SAMPLE_PIECES);
+            self.sample.extend_from_slice(&content[start..start + SAMPLE_PIECE_BYTES]);
+        }
+        let encoded = compress_into_with_table(&self.sample, &mut self.sample_out, &mut self.lz4_small);
+        let lz4_share = encoded.map_or(1.0, |bytes| bytes as f64 / self.sample.len() as f64);
+        lz4_share <= SAMPLE_LZ4_SHARE || entropy_bits(&self.sample) <= SAMPLE_ENTROPY_BITS
+    }
+}
+
+fn zstd(compressor: &mut Option<Compressor<'static>>, level: i32, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+    if compressor.is_none() {
+        *compressor = Compressor::new(level).ok();
+    }
+    let compressor = compressor.as_mut()?;
+    append(out, compress_bound(content.len()), |room| compressor.compress_to_buffer(content, room).ok())
+}
+
+/// Lets `fill` write behind the end of `out`, where there is so much room, and keeps what it wrote.
+fn append(out: &mut Vec<u8>, room: usize, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<usize> {
+    let start = out.len();
+    out.resize(start + room, 0);
+    let bytes = fill(&mut out[start..]);
+    out.truncate(start + bytes.unwrap_or(0));
+    bytes
+}
+
+/// Shannon's entropy of the bytes, in bits each.
+fn entropy_bits(bytes: &[u8]) -> f64 {
+    let mut counts = [0_u32; 256];
+    bytes.iter().for_each(|&byte| counts[usize::from(byte)] += 1);
+    let total = bytes.len() as f64;
+    let of = |&count: &u32| f64::from(count) / total * (total / f64::from(count)).log2();
+    counts.iter().filter(|&&count| count > 0).map(of).sum()
+}
+
+/// Decodes pages. It keeps what it works with.
+pub(crate) struct PageDecoder {
+    zstd: Option<Decompressor<'static>>,
+    content: Vec<u8>,
+    base: Vec<u8>,
+}
+
+impl PageDecoder {
+    pub(crate) fn new() -> Self {
+        Self { zstd: None, content: Vec::new(), base: Vec::new() }
+    }
+
+    /// The content of so many pages, at most [`MAX_PAGES_PER_FRAME`], from the data of their message. For a delta,
+    /// `read_base` is asked for what the pages hold now.
+    ///
+    /// # Errors
+    /// [`PagesError`].
+    pub(crate) fn decode<'a>(
+        &'a mut self,
+        pages: u64,
+        encoding: Encoding,
+        data: &'a [u8],
+        read_base: impl FnOnce(&mut [u8]) -> Result<(), MemoryError>,
+    ) -> Result<&'a [u8], PagesError> {
+        assert!(pages <= MAX_PAGES_PER_FRAME, "{pages} pages in one message");
+        let expected = (pages * PAGE_BYTES) as usize;
+        let found = match encoding {
+            Encoding::Raw => {
+                let found = data.len();
+                return if found == expected { Ok(data) } else { Err(PagesError::Length { found, expected }) };
+            }
+            Encoding::Lz4 | Encoding::Delta { .. } => {
+                decompress_into(data, room(&mut self.content, expected)).map_err(PagesError::Lz4)?
+            }
+            Encoding::Zstd => {
+                if find_frame_compressed_size(data) != Ok(data.len()) {
+                    return Err(PagesError::NotOneFrame);
+                }
+                let zstd = match &mut self.zstd {
+                    Some(zstd) => zstd,
+                    none => none.insert(Decompressor::new().map_err(PagesError::Zstd)?),
+                };
+                zstd.decompress_to_buffer(data, room(&mut self.content, expected)).map_err(PagesError::Zstd)?
+            }
+        };
+        if found != expected {
+            return Err(PagesError::Length { found, expected });
+        }
+        let content = &mut self.content[..expected];
+        if let Encoding::Delta { digest } = encoding {
+            let base = room(&mut self.base, expected);
+            read_base(base)?;
+            content.iter_mut().zip(base).for_each(|(byte, base)| *byte ^= *base);
+            if page_digest(content) != digest {
+                return Err(PagesError::OtherBase);
+            }
+        }
+        Ok(content)
+    }
+}
+
+/// The first bytes of a buffer that grows as needed, up to the longest message's pages.
+fn room(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
+    if buffer.len() < bytes {
+        buffer.resize(bytes, 0);
+    }
+    &mut buffer[..bytes]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PAGE: usize = PAGE_BYTES as usize;
+    const CODECS: [(Codec, Encoding); 3] =
+        [(Codec::Lz4, Encoding::Lz4), (Codec::Zstd1, Encoding::Zstd), (Codec::Zstd3, Encoding::Zstd)];
+
+    fn no_base(_: &mut [u8]) -> Result<(), MemoryError> {
+        panic!("only a delta has a base")
+    }
+
+    /// Bytes that no compressor makes smaller.
+    fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as u8
+        };
+        (0..bytes).map(|_| next()).collect()
+    }
+
+    fn text(bytes: usize) -> Vec<u8> {
+        (0..bytes).map(|at| b"the quick brown fox jumps over the lazy dog "[(at * at / 7) % 44]).collect()
+    }
+
+    #[test]
+    fn every_codec_gives_back_what_it_was_given() {
+        let mut encoder = PageEncoder::new();
+        let mut decoder = PageDecoder::new();
+        for pages in [1, 2, 15, 16, 17, 64, 256] {
+            for content in [vec![7; pages * PAGE], text(pages * PAGE), noise(3, pages * PAGE)] {
+                for (codec, encoding) in CODECS {
+                    let mut out = b"before".to_vec();
+                    let bytes = encoder.encode(codec, &content, &mut out).unwrap();
+                    assert_eq!((out.len(), &out[..6]), (6 + bytes, &b"before"[..]));
+                    let decoded = decoder.decode(pages as u64, encoding, &out[6..], no_base).unwrap();
+                    assert!(decoded == content, "{codec:?}, {pages} pages");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_delta_is_small_and_fits_one_base_only() {
+        let (base, mut content) = (noise(1, 3 * PAGE), noise(1, 3 * PAGE));
+        content[5000..5064].copy_from_slice(&noise(2, 64));
+        let mut out = Vec::new();
+        let bytes = PageEncoder::new().encode_delta(&content, &base, &mut out).unwrap();
+        assert!(bytes < 200, "{bytes}");
+        let encoding = Encoding::Delta { digest: page_digest(&content) };
+        let mut decoder = PageDecoder::new();
+        let mut decode = |has: &[u8]| {
+            let read = |to: &mut [u8]| {
+                to.copy_from_slice(has);
+                Ok(())
+            };
+            decoder.decode(3, encoding, &out, read).map(<[u8]>::to_vec)
+        };
+        assert!(decode(&base).unwrap() == content);
+        let mut other = base.clone();
+        other[3 * PAGE - 1] ^= 1;
+        assert!(matches!(decode(&other), Err(PagesError::OtherBase)));
+        assert!(matches!(decode(&content), Err(PagesError::OtherBase)));
+    }
+
+    #[test]
+    fn another_length_than_the_pages_is_refused() {
+        let mut encoder = PageEncoder::new();
+        let mut decoder = PageDecoder::new();
+        for (codec, encoding) in CODECS {
+            let mut out = Vec::new();
+            encoder.encode(codec, &text(4 * PAGE), &mut out).unwrap();
+            for pages in [1, 3, 5, 256] {
+                assert!(decoder.decode(pages, encoding, &out, no_base).is_err(), "{codec:?} as {pages} pages");
+            }
+            assert!(decoder.decode(4, encoding, &out[..out.len() - 1], no_base).is_err(), "{codec:?} cut");
+        }
+        // Two frames that would be right together.
+        let mut out = Vec::new();
+        encoder.encode(Codec::Zstd1, &text(2 * PAGE), &mut out).unwrap();
+        encoder.encode(Codec::Zstd1, &text(2 * PAGE), &mut out).unwrap();
+        assert!(matches!(decoder.decode(4, Encoding::Zstd, &out, no_base), Err(PagesError::NotOneFrame)));
+        assert!(matches!(decoder.decode(4, Encoding::Raw, &out, no_base), Err(PagesError::Length { .. })));
+    }
+
+    #[test]
+    fn a_sample_tells_what_can_be_made_smaller() {
+        let mut encoder = PageEncoder::new();
+        for pages in [4, 5, 63, 64, 256] {
+            assert!(!encoder.is_compressible(&noise(5, pages * PAGE)), "noise of {pages} pages");
+            assert!(encoder.is_compressible(&text(pages * PAGE)), "text of {pages} pages");
+            // No byte sequence repeats, and yet each byte holds 6 bits only.
+            let letters: Vec<u8> = noise(6, pages * PAGE).iter().map(|byte| b'0' + (byte & 63)).collect();
+            assert!(encoder.is_compressible(&letters), "letters of {pages} pages");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_content_comes_back(
+            pages in 1..20_usize,
+            pieces in prop::collection::vec((any::<u64>(), any::<prop::sample::Index>(), 1..3000_usize), 0..12),
+        ) {
+            let mut content = vec![0; pages * PAGE];
+            let base = content.clone();
+            for (seed, at, length) in pieces {
+                let at = at.index(content.len());
+                let end = content.len().min(at + length);
+                let piece = if seed.is_multiple_of(2) { noise(seed, end - at) } else { vec![seed as u8; end - at] };
+                content[at..end].copy_from_slice(&piece);
+            }
+            let (mut encoder, mut decoder) = (PageEncoder::new(), PageDecoder::new());
+            for (codec, encoding) in CODECS {
+                let mut out = Vec::new();
+                encoder.encode(codec, &content, &mut out).unwrap();
+                prop_assert!(decoder.decode(pages as u64, encoding, &out, no_base).unwrap() == content);
+            }
+            let mut out = Vec::new();
+            encoder.encode_delta(&content, &base, &mut out).unwrap();
+            let encoding = Encoding::Delta { digest: page_digest(&content) };
+            let read = |to: &mut [u8]| { to.copy_from_slice(&base); Ok(()) };
+            prop_assert!(decoder.decode(pages as u64, encoding, &out, read).unwrap() == content);
+        }
+
+        /// Bytes of a peer, made up or damaged on their way past the checksum: an error or some pages, never a panic, and
+        /// a delta's result is never anything else than what was meant.
+        #[test]
+        fn no_data_panic(
+            code in 0..4_u32,
+            pages in 1..=MAX_PAGES_PER_FRAME,
+            made_up in prop::collection::vec(any::<u8>(), 1..2000),
+            damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            from_real in any::<bool>(),
+        ) {
+            let content = text(pages as usize * PAGE);
+            let (mut encoder, mut out) = (PageEncoder::new(), Vec::new());
+            let digest = page_digest(&content);
+            let encoding = [Encoding::Raw, Encoding::Lz4, Encoding::Zstd, Encoding::Delta { digest }][code as usize];
+            match encoding {
+                Encoding::Raw => out.extend_from_slice(&content),
+                Encoding::Lz4 => drop(encoder.encode(Codec::Lz4, &content, &mut out)),
+                Encoding::Zstd => drop(encoder.encode(Codec::Zstd1, &content, &mut out)),
+                Encoding::Delta { .. } => drop(encoder.encode_delta(&content, &vec![0; content.len()], &mut out)),
+            }
+            let mut data = if from_real { out } else { made_up };
+            for (at, value) in damage {
+                let at = at.index(data.len());
+                data[at] = value;
+            }
+            let read = |to: &mut [u8]| { to.fill(0); Ok(()) };
+            if let Ok(decoded) = PageDecoder::new().decode(pages, encoding, &data, read) {
+                prop_assert_eq!(decoded.len() as u64, pages * PAGE_BYTES);
+                if code == 3 {
+                    prop_assert!(decoded == content);
+                }
+            }
+        }
+    }
+}

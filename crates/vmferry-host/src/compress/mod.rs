@@ -1,0 +1,33 @@
+//! Pages made smaller for the wire, and made whole again.
+//!
+//! ```text
+//!   driver ── read ─▶ Batch ─▶ EncoderPool ─▶ Batch with frames ─▶ link        (source)
+//!                      ▲  bases                   │ what was sent
+//!                      └────── DeltaCache ◀───────┘
+//!   Chooser: which codec now, from the path's bandwidth and the measured cost of each
+//!
+//!   link ─▶ PageDecoder ─▶ guest RAM                                            (target)
+//! ```
+//!
+//! Content is read once: what is encoded, sent and kept for a later delta is the same copy, although the guest may write
+//! meanwhile.
+
+mod batch;
+mod cache;
+mod choice;
+mod codec;
+mod pool;
+
+pub use choice::Compress;
+pub use codec::PagesError;
+
+pub(crate) use batch::{Batch, Content};
+pub(crate) use cache::DeltaCache;
+pub(crate) use choice::{Chooser, Path};
+pub(crate) use codec::{Codec, PageDecoder};
+pub(crate) use pool::EncoderPool;
+
+/// Whether all bytes of a page are zero. Most pages show in their first bytes that they are not.
+pub(crate) fn is_zero(page: &[u8]) -> bool {
+    page.chunks(256).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
+}
