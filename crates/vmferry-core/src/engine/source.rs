@@ -45,6 +45,16 @@ const SCAN_MIN_PAGES: u64 = 64;
 const COLD_BLOCK_PAGES: [u64; 3] = [512, 64, 1];
 /// The pages chosen at a scan should last until the next one, also if the path is so much faster than measured.
 const PLAN_MARGIN: f64 = 1.5;
+/// At most so many pages, and this part of the guest's, are sent in the first pass to learn what a page costs that was sent
+/// before: pages that were seen written, and again when they were written.
+const PROBE_PAGES_MAX: u64 = 1024;
+const PROBE_PARTS: u64 = 64;
+/// So many of them in an epoch, and none in the first epochs, when it is not known which pages are written often.
+const PROBE_PAGES_PER_EPOCH: usize = 128;
+const PROBE_AFTER_SCANS: u64 = 3;
+/// Where a page that was sent before costs at most this share of what it cost the first time, the hot ones are sent once
+/// before they are held back.
+const BASE_SHARE: f64 = 0.5;
 /// Recall is the share of the pages written within so long before the pause that were held back.
 const RECALL_WINDOW: Duration = Duration::from_millis(300);
 /// After the hand-over the answer is waited for this many times longer than the stall timeout.
@@ -292,6 +302,8 @@ struct Push {
     pass_length: u64,
     /// Nothing is left to send before the next scan.
     drained: bool,
+    /// Pages to learn from, to be sent next; `None` until they are chosen, after each scan.
+    probes: Option<VecDeque<Vec<PageRun>>>,
 }
 
 /// The source side of one migration.
@@ -313,6 +325,10 @@ pub struct Source {
     pending: PageSet,
     /// Pages held back as the working set; a subset of `pending`.
     held: PageSet,
+    /// How many of them were never sent.
+    held_new_pages: u64,
+    /// Pages chosen to learn from so far.
+    probed_pages: u64,
     /// The pages of the action under way.
     sending: Vec<PageRun>,
     /// What they are, by most of them.
@@ -395,6 +411,8 @@ impl Source {
             handed_over: false,
             pending: PageSet::full(total),
             held: PageSet::empty(total),
+            held_new_pages: 0,
+            probed_pages: 0,
             sending: Vec::new(),
             sending_class: PageClass::New,
             ever_sent: PageSet::empty(total),
@@ -1025,10 +1043,17 @@ impl Source {
         let mut ranking = std::mem::take(&mut self.ranking);
         let other_heat = self.rank_pending(&mut ranking, budget_pages, wanted);
 
+        // Pages that are not to be held back, whatever their heat, come last: where it pays, those that were never sent;
+        // while it is to be learned whether it does, those that were.
+        let candidates = match () {
+            () if self.is_probing() => partition(&mut ranking, |page| !self.ever_sent.contains(page)),
+            () if facts.rewrite_share <= BASE_SHARE => partition(&mut ranking, |page| self.ever_sent.contains(page)),
+            () => ranking.len(),
+        };
         // Only those that can be held need to be in order.
-        let most = budget_pages.min(ranking.len());
-        if (1..ranking.len()).contains(&most) {
-            ranking.select_nth_unstable_by_key(most, hottest_first);
+        let most = budget_pages.min(candidates);
+        if (1..candidates).contains(&most) {
+            ranking[..candidates].select_nth_unstable_by_key(most, hottest_first);
         }
         ranking[..most].sort_unstable_by_key(hottest_first);
         let heats: Vec<f64> = ranking[..most].iter().map(|ranked| ranked.heat).collect();
@@ -1043,31 +1068,34 @@ impl Source {
         let mut held_pages: Vec<PageNumber> = ranking[..held].iter().map(|ranked| ranked.page).collect();
         // In their order the pages lie side by side in the set's memory.
         held_pages.sort_unstable();
+        self.held_new_pages = 0;
         for page in held_pages {
             self.held.insert(page);
+            self.held_new_pages += u64::from(!self.ever_sent.contains(page));
         }
 
         let mut free = &mut ranking[held..];
+        let free_pages = free.len();
         if free.len() > wanted {
-            // The coldest, which come last. Those in order are hotter than all others, and need not be looked at again.
+            // The coldest, which come last. Those in order are hotter than all other candidates: where there are no others
+            // than these, they need not be looked at again.
             let hotter = free.len() - wanted;
-            let in_order = hotter.min(most - held);
+            let in_order = if candidates == held + free_pages { hotter.min(most - held) } else { 0 };
             free = &mut free[in_order..];
             if hotter > in_order {
                 free.select_nth_unstable_by_key(hotter - in_order, hottest_first);
                 free = &mut free[hotter - in_order..];
             }
         }
-        let wanted = free.iter().filter(|ranked| ranked.heat < send_below);
+        let is_base = |page| candidates < held + free_pages && !self.ever_sent.contains(page);
+        // Nothing is sent in vain that is learned from.
+        let send_below = if self.is_learning() { f64::INFINITY } else { send_below };
+        let wanted = free.iter().filter(|ranked| ranked.heat < send_below || is_base(ranked.page));
         let mut pages: Vec<PageNumber> = wanted.map(|ranked| ranked.page).collect();
         ranking.clear();
         self.ranking = ranking;
         pages.sort_unstable();
-        let mut runs = Vec::new();
-        for page in pages {
-            append_page(&mut runs, page);
-        }
-        runs.into()
+        runs_of(pages).into()
     }
 
     /// Gathers the pending pages that were seen written, in no order, with their heat, at most one write per epoch, and
@@ -1111,6 +1139,8 @@ impl Source {
             unheld_pages: self.pending.len() - self.held.len(),
             // A page that was never sent is pending.
             new_pages: self.pages.total - self.ever_sent.len(),
+            held_new_pages: self.held_new_pages,
+            rewrite_share: self.rewrite_share(),
             sizes: self.sizes,
             work: self.work,
             fresh_pages_per_epoch: self.fresh_pages_per_epoch as u64,
@@ -1161,12 +1191,68 @@ impl Source {
     fn next_chunk(&mut self, now: Duration) -> Vec<PageRun> {
         match self.rules.order {
             SendOrder::ColdestFirst if !self.seen.is_empty() => {
+                if let Some(runs) = self.next_probe() {
+                    return runs;
+                }
                 let runs = self.next_cold(self.chunk_pages(PageClass::New));
                 if runs.is_empty() { self.next_warm(now, self.chunk_pages(PageClass::Written)) } else { runs }
             }
             // Without any prediction, all pages are alike.
             SendOrder::ColdestFirst | SendOrder::Address => self.next_by_address(self.any_chunk_pages()),
         }
+    }
+
+    /// Whether pages are sent to learn what one costs that was sent before. Without deltas it costs what others do.
+    fn is_probing(&self) -> bool {
+        self.is_learning() && self.probed_pages < self.probe_pages_max()
+    }
+
+    fn is_learning(&self) -> bool {
+        self.encodings.has_deltas() && !self.sizes.is_learned(PageClass::Written)
+    }
+
+    fn probe_pages_max(&self) -> u64 {
+        PROBE_PAGES_MAX.min(self.pages.total / PROBE_PARTS)
+    }
+
+    /// What a page costs that was sent before, as a share of what one costs that is sent for the first time.
+    fn rewrite_share(&self) -> f64 {
+        if !(self.encodings.has_deltas() && self.sizes.is_learned(PageClass::Written)) {
+            return 1.0;
+        }
+        let WireReport { raw_bytes, lz4_bytes, zstd_bytes, .. } = self.wire;
+        let pages = self.pages.sent - self.pages.delta;
+        let first_bytes = (raw_bytes + lz4_bytes + zstd_bytes) as f64 / pages.max(1) as f64;
+        (self.sizes.planned_bytes(PageClass::Written) / first_bytes.max(1.0)).min(1.0)
+    }
+
+    /// The next pages that are sent to learn from: first those that were sent before.
+    fn next_probe(&mut self) -> Option<Vec<PageRun>> {
+        let State::Pushing(push) = &self.state else { unreachable!("only called while pushing") };
+        let is_due = push.probes.is_some() || (self.is_probing() && self.tracking.scans > PROBE_AFTER_SCANS);
+        if !is_due || push.warm.is_some() {
+            // Pages that are chosen already would be sent twice.
+            return None;
+        }
+        let mut left = self.probe_pages_max().saturating_sub(self.probed_pages) as usize;
+        let Self { pending, seen, ever_sent, known, state, probed_pages, .. } = self;
+        let State::Pushing(push) = state else { unreachable!("only called while pushing") };
+        let probes = push.probes.get_or_insert_with(|| {
+            // Nothing is known outside a plan.
+            let again = pending.ends_of_difference(ever_sent, known, PROBE_PAGES_PER_EPOCH.min(left), 0);
+            left -= again.len();
+            let new = pending.ends_of_difference(seen, ever_sent, PROBE_PAGES_PER_EPOCH.min(left), 0);
+            *probed_pages += (again.len() + new.len()) as u64;
+            [again, new].into_iter().filter(|pages| !pages.is_empty()).map(runs_of).collect()
+        });
+        let runs = probes.front_mut()?;
+        // An action takes so many runs at most.
+        let rest = runs.split_off(runs.len().min(MAX_RUNS_PER_ACTION));
+        let first = std::mem::replace(runs, rest);
+        if runs.is_empty() {
+            probes.pop_front();
+        }
+        Some(first)
     }
 
     fn next_by_address(&mut self, most: u64) -> Vec<PageRun> {
@@ -1254,7 +1340,9 @@ impl Source {
             sent_before += u64::from(self.ever_sent.contains(page));
             let was_pending = self.pending.remove(page);
             debug_assert!(was_pending, "{page:?} is sent without need");
-            self.held.remove(page);
+            if self.held.remove(page) && !self.ever_sent.contains(page) {
+                self.held_new_pages -= 1;
+            }
             pages += 1;
             // Until the driver says otherwise.
             self.not_zero.insert(page);
@@ -1287,7 +1375,7 @@ impl Source {
             self.passes += 1;
             (push.pass_pages, push.pass_length) = (0, self.pending.len());
         }
-        (push.warm, push.pages_since_scan, push.drained) = (None, 0, false);
+        (push.warm, push.probes, push.pages_since_scan, push.drained) = (None, None, 0, false);
         if cold_is_sent {
             // What is held, and what is expected beside it, is a fact for the decision.
             let warm = self.plan_warm(now);
@@ -1476,6 +1564,27 @@ impl Source {
 fn hottest_first(ranked: &RankedPage) -> u128 {
     debug_assert!(ranked.heat.is_sign_positive(), "{ranked:?}");
     u128::from(!ranked.heat.to_bits()) << 64 | u128::from(ranked.page.0)
+}
+
+/// Moves the pages that are `wanted` to the front; how many they are.
+fn partition(ranking: &mut [RankedPage], wanted: impl Fn(PageNumber) -> bool) -> usize {
+    let mut front = 0;
+    for at in 0..ranking.len() {
+        if wanted(ranking[at].page) {
+            ranking.swap(front, at);
+            front += 1;
+        }
+    }
+    front
+}
+
+/// These pages, which ascend, as runs.
+fn runs_of(pages: Vec<PageNumber>) -> Vec<PageRun> {
+    let mut runs = Vec::new();
+    for page in pages {
+        append_page(&mut runs, page);
+    }
+    runs
 }
 
 /// Adds `page`, lengthening the last run where it fits.

@@ -58,6 +58,10 @@ pub struct Facts {
     pub unheld_pages: u64,
     /// Of the pending pages, those that were never sent.
     pub new_pages: u64,
+    /// Of these, those that are held back.
+    pub held_new_pages: u64,
+    /// What a page costs that was sent before, as a share of what it cost the first time; 1 where that is not known.
+    pub rewrite_share: f64,
     /// What pages cost on the wire.
     pub sizes: WireSizes,
     /// What they take of the sender's time.
@@ -163,6 +167,8 @@ mod tests {
             pending_pages: 1000,
             unheld_pages: 0,
             new_pages: 0,
+            held_new_pages: 0,
+            rewrite_share: 1.0,
             sizes: WireSizes::new(),
             work: PageWork::new(),
             fresh_pages_per_epoch: 0,

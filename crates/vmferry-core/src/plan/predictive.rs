@@ -83,9 +83,12 @@ impl Predictive {
         let pass_s = facts.unheld_pages as f64 * page_bytes / bandwidth + facts.epoch.as_secs_f64();
         let held = facts.pending_pages - facts.unheld_pages;
         let fresh = facts.fresh_pages_per_epoch as f64 * pass_s / facts.epoch.as_secs_f64();
-        let left = held as f64 + fresh.min(facts.unheld_pages as f64);
+        // In pages that are sent for the first time.
+        let worth = |pages: f64, new: u64| new as f64 + (pages - new as f64) * facts.rewrite_share;
+        let left = worth(held as f64 + fresh.min(facts.unheld_pages as f64), facts.held_new_pages.min(held));
+        let now = worth(facts.pending_pages as f64, facts.new_pages.min(facts.pending_pages));
         let time_s = facts.pushing_for.as_secs_f64() * EXTRA_PASS_TIME_SHARE;
-        left <= facts.pending_pages as f64 * GAIN_FACTOR && pass_s <= time_s
+        left <= now * GAIN_FACTOR && pass_s <= time_s
     }
 
     /// Whether for a long time not even a schedule that knows the future could have paused within the limit.
@@ -325,6 +328,9 @@ mod tests {
         let rewritten = Facts { unheld_pages: 900, fresh_pages_per_epoch: 900, ..facts() };
         assert_eq!(policy.decide(Moment::PassEnd, &rewritten), Decision::Pause);
         assert_eq!(policy.decide(Moment::Scan, &facts()), Decision::Pause);
+        // All are written again, but what was sent before goes as a small delta.
+        let as_deltas = Facts { new_pages: 900, rewrite_share: 0.1, ..rewritten };
+        assert_eq!(policy.decide(Moment::PassEnd, &as_deltas), Decision::Push);
         let first_pass = |ms| Facts { passes: 0, pushing_for: Duration::from_millis(ms), ..facts() };
         assert_eq!(policy.decide(Moment::Scan, &first_pass(150)), Decision::Push, "the path is not known yet");
         assert_eq!(policy.decide(Moment::Scan, &first_pass(250)), Decision::Pause);

@@ -68,8 +68,16 @@ impl WireSizes {
         let most = PAGE_WIRE_BYTES as f64;
         match class {
             PageClass::New => most,
-            PageClass::Written if self.written.pages < LEARNED_PAGES => most,
+            PageClass::Written if !self.is_learned(class) => most,
             PageClass::Written => (self.written.mean_bytes + DEVIATIONS * self.written.variance.sqrt()).min(most),
+        }
+    }
+
+    /// Whether enough pages of this class were sent for the estimate to be theirs.
+    pub fn is_learned(&self, class: PageClass) -> bool {
+        match class {
+            PageClass::New => self.new.pages >= LEARNED_PAGES,
+            PageClass::Written => self.written.pages >= LEARNED_PAGES,
         }
     }
 
@@ -79,7 +87,7 @@ impl WireSizes {
             PageClass::New => &self.new,
             PageClass::Written => &self.written,
         };
-        if size.pages < LEARNED_PAGES { PAGE_WIRE_BYTES as f64 } else { size.mean_bytes }
+        if self.is_learned(class) { size.mean_bytes } else { PAGE_WIRE_BYTES as f64 }
     }
 }
 
