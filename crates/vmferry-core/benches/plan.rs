@@ -294,6 +294,7 @@ impl Driver {
             stall_timeout: Duration::from_secs(1 << 30),
             fixed: FixedCosts { time: Duration::from_millis(20), device_state_bytes: 1 << 20 },
             encodings: Encodings::RAW,
+            streams: 1,
         };
         let predictor =
             TimedPredictor { predictor: PredictorSpec::default().build(guest_pages), clock: Arc::clone(&clock) };
@@ -373,7 +374,8 @@ impl Driver {
                 let bytes = self.source.wire_bytes();
                 self.source.handle_message(self.now, &Message::Progress { bytes });
             }
-            Action::ScanHoles
+            Action::OpenStreams { .. }
+            | Action::ScanHoles
             | Action::Pause
             | Action::SendDeviceState
             | Action::SendDigests
@@ -391,6 +393,7 @@ impl Driver {
                 version: VERSION_MAX,
                 migration: hello.migration,
                 encodings: Encodings::RAW,
+                streams: 1,
             })),
             Message::Ping(number) => Some(Message::Pong(*number)),
             _ => None,

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vmferry_core::engine::{
-    Action, Apply, OutcomeKind, Report, SentPages, Source, SourceConfig, Target, TargetAction, TargetConfig,
-    TargetOutcome,
+    Action, Apply, OutcomeKind, Report, SentPages, SideStream, Source, SourceConfig, Target, TargetAction,
+    TargetConfig, TargetOutcome,
 };
 use vmferry_core::pages::{
     AddressSpaceId, Owners, PAGE_BYTES, PageNumber, PageRun, PageSet, RamBlock, RamLayout, WholeGuest,
@@ -17,8 +17,8 @@ use vmferry_core::pages::{
 use vmferry_core::plan::{AtRead, FixedCosts, Patience, PolicySpec};
 use vmferry_core::predict::{NoPrediction, Predictor, RankedPage, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
-    Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Message, MigrationId, Pages,
-    VERSION_MAX, Welcome, page_digest,
+    Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Join, Message, MigrationId, Pages,
+    VERSION_MAX, Welcome, page_digest, stream_of,
 };
 
 const PAGES: u64 = 600;
@@ -111,6 +111,7 @@ struct Guest {
 }
 
 struct World {
+    seed: u64,
     random: Random,
     fault: Fault,
     now: Duration,
@@ -135,7 +136,14 @@ struct World {
 
     to_target: Wire,
     to_source: Wire,
+    /// A second connection to the target, on which everything is late.
+    to_side: Wire,
+    side: Option<SideStream>,
+    side_bytes: u64,
 }
+
+/// How late.
+const SIDE_DELAY: Duration = Duration::from_millis(15);
 
 /// One direction of the connection.
 struct Wire {
@@ -210,6 +218,7 @@ fn source_config(seed: u64, predict: bool, verify: bool) -> SourceConfig {
         stall_timeout: Duration::from_millis(400),
         fixed: FixedCosts { time: Duration::from_millis(3), device_state_bytes: 100 },
         encodings: Encodings::ALL,
+        streams: if seed.is_multiple_of(2) { 1 } else { 2 },
     }
 }
 
@@ -237,8 +246,10 @@ impl World {
             vcpus: 1,
             stall_timeout: Duration::from_millis(400),
             encodings: Encodings::ALL,
+            streams: 2,
         };
         Self {
+            seed,
             random,
             fault,
             now: Duration::ZERO,
@@ -259,6 +270,9 @@ impl World {
             device_state: Vec::new(),
             to_target: Wire::new(),
             to_source: Wire::new(),
+            to_side: Wire::new(),
+            side: None,
+            side_bytes: 0,
         }
     }
 
@@ -296,9 +310,13 @@ impl World {
     fn send_to_target(&mut self, message: &Message<'_>) -> u64 {
         let frame = self.to_target.sent;
         match self.fault {
-            Fault::SilenceToTarget(at) if frame >= at => self.to_target.silent = true,
+            Fault::SilenceToTarget(at) if frame >= at => {
+                self.to_target.silent = true;
+                self.to_side.silent = true;
+            }
             Fault::Cut(at) if frame >= at => {
                 self.to_target.cut = true;
+                self.to_side.cut = true;
                 self.to_source.cut = true;
             }
             _ => {}
@@ -318,6 +336,16 @@ impl World {
             }
             _ => {}
         }
+        bytes
+    }
+
+    /// Sends pages or notes of them by their own connection; the bytes that they take.
+    fn send_pages_of(&mut self, stream: u16, message: &Message<'_>, sent: &mut SentPages) -> u64 {
+        if stream == 0 {
+            return self.send_to_target(message);
+        }
+        let bytes = self.to_side.send(self.now + SIDE_DELAY, self.rate_bytes_per_s, message);
+        sent.side_bytes += bytes;
         bytes
     }
 
@@ -341,9 +369,11 @@ impl World {
 
     fn send_pages(&mut self, runs: &[PageRun], at_read: AtRead) -> SentPages {
         let mut sent = SentPages::default();
-        let mut zero = Vec::new();
+        let streams = self.source.streams();
+        let mut zero = vec![Vec::new(); usize::from(streams)];
         for page in runs.iter().flat_map(|run| run.pages()) {
             let run = PageRun::new(page.0, 1);
+            let stream = stream_of(page, streams);
             if at_read != AtRead::Ignore {
                 let mut was_written = false;
                 for found in self.scan_run(run).iter().flat_map(|run| run.pages()) {
@@ -369,20 +399,24 @@ impl World {
             let delta = base.map(|base| difference(&base, &content));
             let encoding = Encoding::Delta { digest: page_digest(&content) };
             match delta {
-                _ if is_zero => zero.push(run),
+                _ if is_zero => zero[usize::from(stream)].push(run),
                 Some(data) if Pages::is_shorter(run, encoding, data.len()) => {
-                    sent.delta.bytes += self.send_to_target(&Message::Pages(Pages { run, encoding, data: &data }));
+                    let message = Message::Pages(Pages { run, encoding, data: &data });
+                    sent.delta.bytes += self.send_pages_of(stream, &message, &mut sent);
                     sent.delta.pages += 1;
                 }
                 Some(_) | None => {
-                    sent.raw_bytes += self.send_to_target(&Message::Pages(Pages::raw(run, &content)));
+                    let message = Message::Pages(Pages::raw(run, &content));
+                    sent.raw_bytes += self.send_pages_of(stream, &message, &mut sent);
                     sent.raw_pages += 1;
                 }
             }
         }
-        if !zero.is_empty() {
-            sent.zero.clone_from(&zero);
-            sent.zero_bytes = self.send_to_target(&Message::Zero(zero));
+        for (stream, zero) in zero.into_iter().enumerate() {
+            if !zero.is_empty() {
+                sent.zero.extend_from_slice(&zero);
+                sent.zero_bytes += self.send_pages_of(stream as u16, &Message::Zero(zero), &mut sent);
+            }
         }
         sent
     }
@@ -406,6 +440,13 @@ impl World {
                     }
                     let bytes = self.send_to_target(&message);
                     self.source.handle_message_sent(self.now, bytes);
+                }
+                Action::OpenStreams { streams } => {
+                    assert_eq!(streams, 2);
+                    let migration = MigrationId([self.seed as u8; 16]);
+                    let join = Message::Join(Join { migration, stream: 1 });
+                    let bytes = self.to_side.send(self.now + SIDE_DELAY, self.rate_bytes_per_s, &join);
+                    self.source.handle_streams_opened(self.now, bytes);
                 }
                 Action::Scan { .. } => {
                     let runs = self.scan();
@@ -458,7 +499,7 @@ impl World {
                     self.source.handle_message_sent(self.now, 100);
                     if let Message::Hello(hello) = message {
                         let (version, migration) = (VERSION_MAX, hello.migration);
-                        let welcome = Welcome { version, migration, encodings: Encodings::RAW };
+                        let welcome = Welcome { version, migration, encodings: Encodings::RAW, streams: 1 };
                         let welcome = Message::Welcome(welcome);
                         self.source.handle_message(self.now, &welcome);
                     }
@@ -505,7 +546,10 @@ impl World {
     }
 
     fn drive_target(&mut self) -> bool {
-        while let Some(frame) = self.to_target.arrived(self.now) {
+        self.drive_side();
+        while self.target.wants_message()
+            && let Some(frame) = self.to_target.arrived(self.now)
+        {
             let mut reader = std::mem::take(&mut self.to_target.reader);
             match open(&mut reader, &frame) {
                 Ok(message) => {
@@ -554,6 +598,24 @@ impl World {
             self.check_one_runs();
         }
         panic!("the target never rests");
+    }
+
+    fn drive_side(&mut self) {
+        while let Some(frame) = self.to_side.arrived(self.now) {
+            let mut reader = std::mem::take(&mut self.to_side.reader);
+            let message = open(&mut reader, &frame).expect("the further connection is clean");
+            let side = self.side.get_or_insert_with(|| self.target.side_stream().expect("a source was accepted"));
+            match side.handle_message(&message) {
+                Ok(apply) => {
+                    assert!(!self.target_runs, "memory of a running guest is written");
+                    self.apply(apply, &message);
+                    self.side_bytes += frame.len() as u64;
+                    self.target.handle_side_bytes(self.now, self.side_bytes);
+                }
+                Err(error) => self.target.handle_failure(error.to_string()),
+            }
+            self.to_side.reader = reader;
+        }
     }
 
     fn hear_target(&mut self) {
@@ -767,6 +829,7 @@ fn a_target_that_differs_refuses_at_once() {
         vcpus: 1,
         stall_timeout: Duration::from_millis(400),
         encodings: Encodings::ALL,
+        streams: 1,
     });
     let (report, _) = world.migrate();
     assert_eq!(report.outcome, OutcomeKind::Failed);
@@ -779,7 +842,8 @@ fn a_target_that_differs_refuses_at_once() {
 fn encodings_that_were_not_agreed_on_are_refused() {
     let target = |encodings| {
         let (layout, machine) = (layout(), "test".to_owned());
-        Target::new(TargetConfig { layout, machine, vcpus: 1, stall_timeout: Duration::from_secs(1), encodings })
+        let stall_timeout = Duration::from_secs(1);
+        Target::new(TargetConfig { layout, machine, vcpus: 1, stall_timeout, encodings, streams: 1 })
     };
     let offer = |encodings| {
         let mut source =
@@ -813,7 +877,8 @@ fn encodings_that_were_not_agreed_on_are_refused() {
     // A target that answers with more than was offered.
     let (mut source, _) = offer(Encodings(0b11));
     source.handle_message_sent(now, 100);
-    let welcome = Welcome { version: VERSION_MAX, migration: MigrationId([1; 16]), encodings: Encodings::ALL };
+    let (version, migration) = (VERSION_MAX, MigrationId([1; 16]));
+    let welcome = Welcome { version, migration, encodings: Encodings::ALL, streams: 1 };
     source.handle_message(now, &Message::Welcome(welcome));
     assert_eq!(
         source.error().map(ToString::to_string).as_deref(),

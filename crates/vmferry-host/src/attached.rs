@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -295,7 +296,7 @@ fn read_in_background(mut stream: UnixStream) -> Receiver<std::io::Result<Vec<u8
 #[derive(Debug)]
 pub struct QemuTarget {
     guest: QemuGuest,
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     settings: Settings,
     /// QEMU was given device state: its settings are its own affair until the guest runs.
     loaded: bool,
@@ -309,7 +310,7 @@ impl QemuTarget {
     pub fn attach(qmp: &Path, pid: Option<u32>) -> Result<Self, VmmError> {
         let mut guest = QemuGuest::connect(qmp, pid)?;
         // First what can be refused: nothing is changed yet.
-        let memory = GuestMemory::from_qemu(guest.ram(RamAccess::ReadWrite)?, RamAccess::ReadWrite)?;
+        let memory = Arc::new(GuestMemory::from_qemu(guest.ram(RamAccess::ReadWrite)?, RamAccess::ReadWrite)?);
         let settings = guest.target().save_settings()?;
         let mut target = Self { guest, memory, settings, loaded: false };
         target.guest.target().prepare()?;
@@ -334,7 +335,7 @@ impl TargetVmm for QemuTarget {
         Machine { kind: self.guest.machine().to_owned(), vcpus: self.guest.vcpus() }
     }
 
-    fn memory(&self) -> &GuestMemory {
+    fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 

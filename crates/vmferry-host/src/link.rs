@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -211,10 +211,29 @@ impl Link {
     /// # Errors
     /// [`LinkError::Io`].
     pub(crate) fn wait_readable(&self, timeout: Duration) -> Result<(), LinkError> {
-        if !self.has_frame() {
-            let fds = [(self.stream.as_fd(), PollFlags::IN), (self.cancel.as_fd(), self.cancel_flags(true))];
-            wait(&fds, Some(timeout))?;
+        self.wait_for(true, None, timeout)
+    }
+
+    /// Waits until the peer can be read from, if that is wanted, or `other` can, the time is over, or it was cancelled.
+    ///
+    /// # Errors
+    /// [`LinkError::Io`].
+    pub(crate) fn wait_for(
+        &self,
+        wants_frame: bool,
+        other: Option<BorrowedFd<'_>>,
+        timeout: Duration,
+    ) -> Result<(), LinkError> {
+        if wants_frame && self.has_frame() {
+            return Ok(());
         }
+        let flags = |wanted| if wanted { PollFlags::IN } else { PollFlags::empty() };
+        let fds = [
+            (self.stream.as_fd(), flags(wants_frame)),
+            (self.cancel.as_fd(), self.cancel_flags(true)),
+            (other.unwrap_or(self.cancel.as_fd()), flags(other.is_some())),
+        ];
+        wait(&fds, Some(timeout))?;
         Ok(())
     }
 

@@ -236,6 +236,10 @@ struct Mapping {
 // SAFETY: a mapping belongs to the process and not to a thread; it is only written through `&self` with a range check.
 unsafe impl Send for Mapping {}
 
+// SAFETY: writing through it copies bytes into shared memory that Rust has no reference to, and that the guest and other
+// processes may write at any time, too. Threads that write the same page leave a mixture, as any two writers would.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     fn new(file: impl AsFd, offset: u64, bytes: u64) -> io::Result<Self> {
         let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;

@@ -1,6 +1,6 @@
 //! The source's driver: carries out what the state machine asks for, and decides nothing.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use vmferry_core::engine::{Action, Encoded, OutcomeKind, Report, SentPages, Source, SourceConfig};
@@ -8,8 +8,8 @@ use vmferry_core::pages::{PAGE_BYTES, PageRun};
 use vmferry_core::plan::{AtRead, Patience, PolicySpec};
 use vmferry_core::predict::PredictorSpec;
 use vmferry_core::wire::{
-    Digests, Encoding, MAX_DEVICE_CHUNK_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME,
-    Message, MigrationId, Pages, page_digest,
+    Digests, Encoding, Join, MAX_DEVICE_CHUNK_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_STREAMS,
+    MAX_ZERO_RUNS_PER_FRAME, Message, MigrationId, Pages, STREAM_BLOCK_PAGES, page_digest, stream_of,
 };
 
 use crate::cancel::Cancel;
@@ -24,6 +24,8 @@ const WAIT_MAX: Duration = Duration::from_millis(200);
 const OWNERS_SHARE: f64 = 0.05;
 /// The most pages that a codec is tried on where pages go as they are.
 const TRIAL_PAGES: u64 = 16;
+/// How long the target has to say why it ended the migration, once a further connection has ended.
+const REASON_TIMEOUT: Duration = Duration::from_millis(300);
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -54,6 +56,8 @@ pub struct MigrateOptions {
     pub patience: Patience,
     /// What is done to pages to make them smaller.
     pub compress: Compress,
+    /// The most connections that carry pages, the first one included.
+    pub streams: u16,
     /// The most bytes of sent pages that are kept, so that a page written again goes as what differs; 0: none.
     pub delta_cache_bytes: u64,
 }
@@ -73,9 +77,18 @@ impl Default for MigrateOptions {
             stall_timeout: Duration::from_secs(10),
             patience: Patience { passes: 8, time: Duration::from_secs(5) },
             compress: Compress::Auto,
+            streams: default_streams(),
             delta_cache_bytes: 64 << 20,
         }
     }
+}
+
+/// The most connections by default.
+const STREAMS_DEFAULT_MAX: usize = 4;
+
+/// A connection for each processor, up to four.
+pub fn default_streams() -> u16 {
+    std::thread::available_parallelism().map_or(1, usize::from).min(STREAMS_DEFAULT_MAX) as u16
 }
 
 /// How far a migration is, for a display.
@@ -97,7 +110,8 @@ pub struct Progress {
     pub bandwidth_bytes_per_s: Option<f64>,
 }
 
-/// Moves the guest to whoever is at the other end of `stream`. Until the hand-over is sent, the guest runs here again
+/// Moves the guest to whoever is at the other end of `stream`, by further connections to the same address if the other end
+/// agrees. Until the hand-over is sent, the guest runs here again
 /// whatever happens; the report says what did.
 pub fn migrate(
     vmm: &mut dyn SourceVmm,
@@ -106,6 +120,7 @@ pub fn migrate(
     cancel: &Cancel,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Report, VmmError> {
+    let peer = stream.peer_addr().map_err(LinkError::Io)?;
     let link = Link::new(stream, options.stall_timeout, cancel.clone())?;
     let total_pages = vmm.memory().layout().total_pages();
     let predictor = options.predictor.build(total_pages);
@@ -116,8 +131,9 @@ pub fn migrate(
     }
     let machine = vmm.machine();
     let cache = DeltaCache::new(options.delta_cache_bytes);
+    let migration = migration_id()?;
     let config = SourceConfig {
-        migration: migration_id()?,
+        migration,
         layout: vmm.memory().layout().clone(),
         machine: machine.kind,
         vcpus: machine.vcpus,
@@ -129,6 +145,7 @@ pub fn migrate(
         stall_timeout: options.stall_timeout,
         fixed: vmm.fixed_costs(),
         encodings: options.compress.encodings(!cache.is_off()),
+        streams: options.streams.clamp(1, MAX_STREAMS),
     };
     let encoders = EncoderPool::new();
     tracing::info!(migration = %config.migration, pages = total_pages, "migration begins");
@@ -138,7 +155,11 @@ pub fn migrate(
     }
     let driver = Driver {
         vmm,
-        link,
+        migration,
+        peer,
+        stall_timeout: options.stall_timeout,
+        cancel: cancel.clone(),
+        links: vec![link],
         source,
         chooser: Chooser::new(options.compress, !cache.is_off(), encoders.parallel()),
         encoders,
@@ -159,7 +180,12 @@ pub fn migrate(
 
 struct Driver<'a> {
     vmm: &'a mut dyn SourceVmm,
-    link: Link,
+    migration: MigrationId,
+    peer: SocketAddr,
+    stall_timeout: Duration,
+    cancel: Cancel,
+    /// The first connection, and those that carry only pages.
+    links: Vec<Link>,
     source: Source,
     chooser: Chooser,
     encoders: EncoderPool,
@@ -188,7 +214,7 @@ impl Driver<'_> {
             self.hear();
             if !self.cancelled && cancel.is_cancelled() {
                 self.cancelled = true;
-                self.link.ignore_cancel();
+                self.links.iter_mut().for_each(Link::ignore_cancel);
                 self.source.handle_cancel(self.now());
             }
             self.tell(progress);
@@ -203,7 +229,7 @@ impl Driver<'_> {
                     let until = self.source.poll_timeout().unwrap_or(Duration::MAX);
                     let wait = until.saturating_sub(self.now()).min(WAIT_MAX);
                     if !wait.is_zero()
-                        && let Err(error) = self.link.wait_readable(wait)
+                        && let Err(error) = self.links[0].wait_readable(wait)
                     {
                         self.fail(&VmmError::Link(error));
                     }
@@ -225,7 +251,7 @@ impl Driver<'_> {
     fn hear(&mut self) {
         while !self.source.ended() {
             let now = self.start.elapsed();
-            match self.link.receive() {
+            match self.links[0].receive() {
                 Ok(None) => return,
                 Ok(Some((message, _))) => {
                     if let Message::Progress { bytes } = message {
@@ -243,7 +269,10 @@ impl Driver<'_> {
         let now = self.now();
         match error {
             VmmError::Link(LinkError::Closed) => {
-                // The target may have said why before it closed.
+                // The target may have said why before it closed: on the first connection, whichever of them it was.
+                if self.links.len() > 1 {
+                    let _ = self.links[0].wait_readable(REASON_TIMEOUT);
+                }
                 self.hear();
                 self.source.handle_connection_lost(now);
             }
@@ -256,6 +285,7 @@ impl Driver<'_> {
             | VmmError::Memory(_)
             | VmmError::Pages(_)
             | VmmError::Unfit { .. }
+            | VmmError::Refused { .. }
             | VmmError::DeviceStateTooLarge { .. }
             | VmmError::DeviceStateLate { .. }
             | VmmError::NotRunning { .. }
@@ -286,8 +316,12 @@ impl Driver<'_> {
                 if matches!(message, Message::HandOver(_)) {
                     self.vmm.released();
                 }
-                let bytes = self.link.send(&message)?;
+                let bytes = self.links[0].send(&message)?;
                 self.source.handle_message_sent(self.now(), bytes);
+            }
+            Action::OpenStreams { streams } => {
+                let bytes = self.open_streams(streams)?;
+                self.source.handle_streams_opened(self.now(), bytes);
             }
             Action::Scan { relaxed } => {
                 self.written.clear();
@@ -336,7 +370,7 @@ impl Driver<'_> {
         // Left over from an action that failed: what is in them may have been written since.
         self.batch = None;
         while self.encoders.take().is_some() {}
-        let (starts, waited) = (self.now(), self.link.waited());
+        let (starts, waited) = (self.now(), self.waited());
         let stream_bytes = self.source.wire_bytes();
         let path = Path {
             bandwidth_bytes_per_s: self.source.bandwidth_bytes_per_s(),
@@ -347,7 +381,7 @@ impl Driver<'_> {
         let plan = self.chooser.plan(self.now(), &path);
         let (is_straight, mut trial) = (plan.codec == Codec::Raw && !plan.deltas, plan.trial);
         let mut sent = SentPages::default();
-        let mut zero = ZeroRuns::default();
+        let mut zero = ZeroRuns::new(self.source.streams());
         for &run in runs {
             let mut to_send = vec![run];
             if at_read != AtRead::Ignore {
@@ -394,12 +428,14 @@ impl Driver<'_> {
         while let Some(batch) = self.encoders.take() {
             self.send_batch(batch, &mut zero, &mut sent)?;
         }
-        if !zero.is_empty() {
-            self.send_zero(&mut zero, &mut sent)?;
+        for stream in zero.waiting() {
+            self.send_zero(stream, &mut zero, &mut sent)?;
         }
-        self.link.flush()?;
+        for link in &mut self.links {
+            link.flush()?;
+        }
         let now = self.now();
-        sent.working = (now - starts).saturating_sub(self.link.waited() - waited);
+        sent.working = (now - starts).saturating_sub(self.waited() - waited);
         // Zero pages are few bytes and much work for the target, so that they say nothing about the path either.
         let all_raw = sent.raw_pages > 0 && sent.raw_pages == sent.content_pages() && sent.zero.is_empty();
         let (began, end_bytes) = (sent.began.unwrap_or(now), stream_bytes + sent.bytes());
@@ -424,7 +460,7 @@ impl Driver<'_> {
             }
             let batch = self.batch.get_or_insert_with(|| self.encoders.batch());
             (batch.codec, batch.expected_share, batch.keeps) = (codec, expected_share, deltas);
-            let (piece, rest) = run.split_front(batch.room_pages());
+            let (piece, rest) = run.split_front(block_pages(self.links.len(), run).min(batch.room_pages()));
             left = rest;
             let memory = self.vmm.memory();
             batch.read(piece, |buffer| memory.read(piece, buffer))?;
@@ -469,7 +505,7 @@ impl Driver<'_> {
                 Content::Pages(pages, content) => {
                     let run = pages.run;
                     self.begin(sent);
-                    let bytes = self.link.queue(&Message::Pages(pages.clone()))?;
+                    let bytes = self.queue_pages(pages.clone(), sent)?;
                     count(pages.encoding, Encoded { pages: run.count, bytes }, sent);
                     for (page, content) in run.pages().zip(content.chunks_exact(PAGE_BYTES as usize)) {
                         if batch.keeps && self.source.is_written_again(page) {
@@ -490,20 +526,54 @@ impl Driver<'_> {
         sent.began.get_or_insert(self.start.elapsed());
     }
 
+    /// Opens further connections until there are so many; the bytes sent on them.
+    fn open_streams(&mut self, streams: u16) -> Result<u64, VmmError> {
+        let mut bytes = 0;
+        for stream in self.links.len() as u16..streams {
+            let connection = TcpStream::connect_timeout(&self.peer, self.stall_timeout)
+                .map_err(|source| VmmError::Host { what: "open a further connection to the target", source })?;
+            let mut link = Link::new(connection, self.stall_timeout, self.cancel.clone())?;
+            bytes += link.send(&Message::Join(Join { migration: self.migration, stream }))?;
+            self.links.push(link);
+        }
+        Ok(bytes)
+    }
+
+    /// How long it was waited for the path so far.
+    fn waited(&self) -> Duration {
+        self.links.iter().map(Link::waited).sum()
+    }
+
+    /// Sends pages, all of one block, by their connection, perhaps with what follows.
+    fn queue_pages(&mut self, pages: Pages<'_>, sent: &mut SentPages) -> Result<u64, VmmError> {
+        let stream = stream_of(pages.run.first, self.links.len() as u16);
+        let bytes = self.links[usize::from(stream)].queue(&Message::Pages(pages))?;
+        sent.side_bytes += if stream == 0 { 0 } else { bytes };
+        Ok(bytes)
+    }
+
     /// Notes pages as zero.
     fn push_zero(&mut self, run: PageRun, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
         self.forget(run);
-        zero.push(run);
-        if zero.is_full() {
-            self.send_zero(zero, sent)?;
+        let mut left = Some(run);
+        while let Some(run) = left {
+            let (piece, rest) = run.split_front(block_pages(self.links.len(), run));
+            left = rest;
+            let stream = stream_of(piece.first, self.links.len() as u16);
+            if zero.push(stream, piece) {
+                self.send_zero(stream, zero, sent)?;
+            }
         }
         Ok(())
     }
 
-    fn send_zero(&mut self, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
+    fn send_zero(&mut self, stream: u16, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
         self.begin(sent);
-        sent.zero.extend_from_slice(&zero.0);
-        sent.zero_bytes += self.link.send(&zero.take())?;
+        let runs = zero.take(stream);
+        sent.zero.extend_from_slice(&runs);
+        let bytes = self.links[usize::from(stream)].send(&Message::Zero(runs))?;
+        sent.zero_bytes += bytes;
+        sent.side_bytes += if stream == 0 { 0 } else { bytes };
         Ok(())
     }
 
@@ -518,7 +588,7 @@ impl Driver<'_> {
     fn send_run(&mut self, run: PageRun, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
         let mut left = Some(run);
         while let Some(run) = left {
-            let (piece, rest) = run.split_front(MAX_PAGES_PER_FRAME);
+            let (piece, rest) = run.split_front(block_pages(self.links.len(), run).min(MAX_PAGES_PER_FRAME));
             left = rest;
             let buffer = &mut self.buffer[..(piece.count * PAGE_BYTES) as usize];
             self.vmm.memory().read(piece, buffer)?;
@@ -530,8 +600,11 @@ impl Driver<'_> {
                     self.forget(stretch);
                     self.begin(sent);
                     let data = page_bytes(piece, &self.buffer, stretch);
+                    let stream = stream_of(stretch.first, self.links.len() as u16);
+                    let bytes = self.links[usize::from(stream)].send(&Message::Pages(Pages::raw(stretch, data)))?;
                     sent.raw_pages += stretch.count;
-                    sent.raw_bytes += self.link.send(&Message::Pages(Pages::raw(stretch, data)))?;
+                    sent.raw_bytes += bytes;
+                    sent.side_bytes += if stream == 0 { 0 } else { bytes };
                 }
             }
         }
@@ -540,7 +613,7 @@ impl Driver<'_> {
 
     fn send_device_state(&mut self) -> Result<(u64, u64), VmmError> {
         let (mut state_bytes, mut wire_bytes) = (0, 0);
-        let link = &mut self.link;
+        let link = &mut self.links[0];
         self.vmm.save_device_state(&mut |piece| {
             for chunk in piece.chunks(MAX_DEVICE_CHUNK_BYTES) {
                 state_bytes += chunk.len() as u64;
@@ -559,7 +632,7 @@ impl Driver<'_> {
             let (piece, rest) = run.split_front(MAX_DIGESTS_PER_FRAME.min(4096));
             left = rest;
             let digests = digests(self.vmm.memory(), piece, &mut self.buffer)?;
-            bytes += self.link.send(&Message::Digests(Digests { first: piece.first.0, digests }))?;
+            bytes += self.links[0].send(&Message::Digests(Digests { first: piece.first.0, digests }))?;
         }
         Ok(bytes)
     }
@@ -595,28 +668,40 @@ pub(crate) fn digests(memory: &GuestMemory, run: PageRun, buffer: &mut [u8]) -> 
     Ok(digests)
 }
 
-/// The runs of zero pages that go in one message.
-#[derive(Debug, Default)]
-struct ZeroRuns(Vec<PageRun>);
+/// So many pages of the run are in the block of its first one; all of them, where there is one connection.
+fn block_pages(streams: usize, run: PageRun) -> u64 {
+    if streams == 1 { run.count } else { STREAM_BLOCK_PAGES - run.first.0 % STREAM_BLOCK_PAGES }
+}
+
+/// The runs of zero pages that go in one message, for each connection.
+#[derive(Debug)]
+struct ZeroRuns(Vec<Vec<PageRun>>);
 
 impl ZeroRuns {
-    fn push(&mut self, run: PageRun) {
-        match self.0.last_mut() {
-            Some(last) if last.end() == run.first.0 => last.count += run.count,
-            Some(_) | None => self.0.push(run),
+    fn new(streams: u16) -> Self {
+        Self(vec![Vec::new(); usize::from(streams)])
+    }
+
+    /// Adds a run, of one block; whether the message is full.
+    fn push(&mut self, stream: u16, run: PageRun) -> bool {
+        let is_only = self.0.len() == 1;
+        let runs = &mut self.0[usize::from(stream)];
+        match runs.last_mut() {
+            Some(last) if last.end() == run.first.0 && (is_only || !run.first.0.is_multiple_of(STREAM_BLOCK_PAGES)) => {
+                last.count += run.count;
+            }
+            Some(_) | None => runs.push(run),
         }
+        runs.len() as u64 >= MAX_ZERO_RUNS_PER_FRAME
     }
 
-    fn is_full(&self) -> bool {
-        self.0.len() as u64 >= MAX_ZERO_RUNS_PER_FRAME
+    /// The connections for which there is a message.
+    fn waiting(&self) -> Vec<u16> {
+        (0..self.0.len() as u16).filter(|&stream| !self.0[usize::from(stream)].is_empty()).collect()
     }
 
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn take(&mut self) -> Message<'static> {
-        Message::Zero(std::mem::take(&mut self.0))
+    fn take(&mut self, stream: u16) -> Vec<PageRun> {
+        std::mem::take(&mut self.0[usize::from(stream)])
     }
 }
 

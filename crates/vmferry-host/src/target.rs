@@ -1,17 +1,19 @@
 //! The target's driver: reads frames, puts what they hold in place, and runs the guest after the hand-over.
 
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use vmferry_core::engine::{Apply, Target, TargetAction, TargetConfig, TargetOutcome};
 use vmferry_core::pages::PAGE_BYTES;
-use vmferry_core::wire::{Encodings, MAX_PAGES_PER_FRAME, Message};
+use vmferry_core::wire::{Encodings, MAX_PAGES_PER_FRAME, MAX_STREAMS, Message};
 
 use crate::cancel::Cancel;
 use crate::compress::PageDecoder;
 use crate::link::{Link, LinkError};
 use crate::memory::GuestMemory;
+use crate::sides::{SideFailure, Sides, put_pages_in_place};
 use crate::source::digests;
 use crate::vmm::{TargetVmm, VmmError, describe};
 
@@ -19,6 +21,9 @@ use crate::vmm::{TargetVmm, VmmError, describe};
 const WAIT_MAX: Duration = Duration::from_millis(200);
 /// The most frames taken in before the source hears of them: its window waits for that.
 const FRAMES_PER_CONFIRMATION: u32 = 16;
+
+/// How long the source has to say why it ended a migration, once a further connection has ended.
+const REASON_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// How a migration ended, as the target saw it.
 #[derive(Debug, Clone, Serialize)]
@@ -41,13 +46,15 @@ pub struct TargetReport {
     pub can_retry: bool,
 }
 
-/// Receives one migration over `stream`. Returns how it ended; the guest runs here exactly if it completed.
+/// Receives one migration over `stream`, and over further connections that its source makes to `listener`; without a
+/// listener, over the one. Returns how it ended; the guest runs here exactly if it completed.
 ///
 /// # Errors
 /// [`VmmError`] before anything was received.
 pub fn receive(
     vmm: &mut dyn TargetVmm,
     stream: TcpStream,
+    listener: Option<&TcpListener>,
     stall_timeout: Duration,
     cancel: &Cancel,
 ) -> Result<TargetReport, VmmError> {
@@ -59,15 +66,20 @@ pub fn receive(
         vcpus: machine.vcpus,
         stall_timeout,
         encodings: Encodings::ALL,
+        streams: if listener.is_some() { MAX_STREAMS } else { 1 },
     };
     let driver = Driver {
         vmm,
         link,
+        listener,
+        sides: None,
         target: Target::new(config),
         start: Instant::now(),
         device_state: Vec::new(),
         buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
         decoder: PageDecoder::new(),
+        stall_timeout,
+        side_bytes: 0,
         link_lost: false,
     };
     Ok(driver.run(cancel))
@@ -76,11 +88,17 @@ pub fn receive(
 struct Driver<'a> {
     vmm: &'a mut dyn TargetVmm,
     link: Link,
+    listener: Option<&'a TcpListener>,
+    /// The further connections, from the moment they were agreed on until all memory is in place.
+    sides: Option<Sides>,
     target: Target,
     start: Instant,
     device_state: Vec<u8>,
     buffer: Vec<u8>,
     decoder: PageDecoder,
+    stall_timeout: Duration,
+    /// Bytes of the further connections that the state machine has heard of.
+    side_bytes: u64,
     link_lost: bool,
 }
 
@@ -113,8 +131,9 @@ impl Driver<'_> {
     fn wait(&mut self) {
         let until = self.target.poll_timeout().unwrap_or(Duration::MAX);
         let wait = until.saturating_sub(self.now()).min(WAIT_MAX);
+        let news = self.sides.as_ref().map(Sides::news);
         if !wait.is_zero()
-            && let Err(error) = self.link.wait_readable(wait)
+            && let Err(error) = self.link.wait_for(self.target.wants_message(), news, wait)
         {
             self.target.handle_failure(describe(&error));
         }
@@ -122,6 +141,7 @@ impl Driver<'_> {
 
     /// Takes in what has arrived. One confirmation serves all frames that arrived together.
     fn hear(&mut self) {
+        self.hear_sides();
         self.hear_one();
         for _ in 1..FRAMES_PER_CONFIRMATION {
             if !self.link.has_frame() {
@@ -129,10 +149,38 @@ impl Driver<'_> {
             }
             self.hear_one();
         }
+        if self.sides.is_none()
+            && self.target.streams() > 1
+            && let (Some(listener), Some(side)) = (self.listener, self.target.side_stream())
+        {
+            match Sides::new(listener, Arc::clone(self.vmm.memory()), side, self.stall_timeout) {
+                Ok(sides) => self.sides = Some(sides),
+                Err(error) => self.target.handle_failure(describe(&error)),
+            }
+        }
+    }
+
+    fn hear_sides(&mut self) {
+        let Some(sides) = &self.sides else { return };
+        let heard = sides.hear();
+        if heard.bytes > self.side_bytes {
+            self.side_bytes = heard.bytes;
+            self.target.handle_side_bytes(self.start.elapsed(), heard.bytes);
+        }
+        match heard.failure {
+            None => {}
+            // Where the source ends a migration, it says why on the first connection.
+            Some(SideFailure::Lost) => {
+                let _ = self.link.wait_readable(REASON_TIMEOUT);
+                self.hear_one();
+                self.target.handle_connection_lost();
+            }
+            Some(SideFailure::Failed(text)) => self.target.handle_failure(text),
+        }
     }
 
     fn hear_one(&mut self) {
-        if self.link_lost || self.target.outcome().is_some() {
+        if self.link_lost || self.target.outcome().is_some() || !self.target.wants_message() {
             return;
         }
         let now = self.start.elapsed();
@@ -162,10 +210,14 @@ impl Driver<'_> {
         tracing::trace!(?action);
         match action {
             TargetAction::Send(message) => self.send(&message),
-            TargetAction::Load => match self.vmm.load(&self.device_state) {
-                Ok(()) => self.target.handle_loaded(self.start.elapsed()),
-                Err(error) => self.target.handle_failure(describe(&error)),
-            },
+            TargetAction::Load => {
+                // Nobody writes memory any more from here on, whatever still comes.
+                self.sides = None;
+                match self.vmm.load(&self.device_state) {
+                    Ok(()) => self.target.handle_loaded(self.start.elapsed()),
+                    Err(error) => self.target.handle_failure(describe(&error)),
+                }
+            }
             TargetAction::Run => match self.vmm.run() {
                 Ok(()) => self.target.handle_running(self.start.elapsed()),
                 Err(error) => self.target.handle_failure(describe(&error)),
@@ -223,15 +275,6 @@ fn put_in_place(
     decoder: &mut PageDecoder,
 ) -> Result<Vec<u64>, VmmError> {
     match (apply, message) {
-        (Apply::WritePages(run), Message::Pages(pages)) => {
-            let read_base = |base: &mut [u8]| memory.read(run, base);
-            memory.write(run, decoder.decode(run.count, pages.encoding, pages.data, read_base)?)?;
-        }
-        (Apply::ZeroPages, Message::Zero(runs)) => {
-            for run in runs {
-                memory.zero(run)?;
-            }
-        }
         (Apply::KeepDeviceState, Message::DeviceState(piece)) => device_state.extend_from_slice(piece),
         (Apply::Compare(run), Message::Digests(sent)) => {
             let found = digests(memory, run, buffer)?;
@@ -239,8 +282,7 @@ fn put_in_place(
             let differ = pairs.filter(|(_, (found, sent))| found != sent);
             return Ok(differ.map(|(index, _)| run.first.0 + index as u64).collect());
         }
-        (Apply::Nothing, _) => {}
-        (apply, message) => unreachable!("{apply:?} was asked for `{}`", message.name()),
+        (apply, message) => put_pages_in_place(memory, apply, message, decoder)?,
     }
     Ok(Vec::new())
 }

@@ -1,9 +1,10 @@
 //! What a driver needs of a virtual machine monitor, on either side.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vmferry_core::engine::AddressSpacesReport;
+use vmferry_core::engine::{AddressSpacesReport, TargetError};
 use vmferry_core::pages::{Owners, PageRun, WholeGuest};
 use vmferry_core::plan::FixedCosts;
 
@@ -27,6 +28,13 @@ pub struct Machine {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VmmError {
+    /// The peer sent on a further connection what has no place there.
+    #[error("a further connection brought something wrong")]
+    Refused {
+        /// What.
+        #[source]
+        source: TargetError,
+    },
     /// QEMU's process or RAM.
     #[error(transparent)]
     Qemu(#[from] QemuError),
@@ -163,7 +171,7 @@ pub trait TargetVmm {
     fn machine(&self) -> Machine;
 
     /// The guest's RAM.
-    fn memory(&self) -> &GuestMemory;
+    fn memory(&self) -> &Arc<GuestMemory>;
 
     /// Loads the device state; the guest is paused afterwards.
     ///

@@ -180,6 +180,7 @@ impl Scenario {
             stall_timeout: STALL_TIMEOUT,
             fixed: self.planned,
             encodings: Encodings::RAW,
+            streams: 1,
         };
         Source::new(config, self.predictor.build(layout.total_pages()), self.policy.build(self.patience))
     }

@@ -136,6 +136,7 @@ impl Driver<'_> {
                 let bytes = self.send(message.into());
                 self.source.handle_message_sent(self.now(), bytes);
             }
+            Action::OpenStreams { .. } => unreachable!("one connection is offered"),
             Action::Scan { relaxed } => self.scan(relaxed),
             Action::SendPages { runs, at_read } => {
                 let sent = self.send_pages(&runs, at_read);

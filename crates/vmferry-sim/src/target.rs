@@ -36,6 +36,7 @@ impl TargetHost {
             vcpus: VCPUS,
             stall_timeout: STALL_TIMEOUT,
             encodings: Encodings::RAW,
+            streams: 1,
         };
         let content_bytes = ((MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize).max(MAX_DEVICE_CHUNK_BYTES);
         Self {

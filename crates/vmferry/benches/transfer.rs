@@ -103,7 +103,7 @@ fn migration(memory_bytes: u64, incompressible_percent: u8, options: &MigrateOpt
     let report = std::thread::scope(|scope| {
         scope.spawn(|| {
             let stream = listener.accept().expect("loopback").0;
-            receive(&mut target, stream, Duration::from_secs(10), &Cancel::new().expect("descriptors"))
+            receive(&mut target, stream, Some(&listener), Duration::from_secs(10), &Cancel::new().expect("descriptors"))
         });
         migrate(&mut source, stream, options, &Cancel::new().expect("descriptors"), &mut |_| {}).expect("a migration")
     });

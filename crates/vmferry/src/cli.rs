@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vmferry_core::plan::PolicySpec;
 use vmferry_core::predict::PredictorSpec;
+use vmferry_core::wire::MAX_STREAMS;
 use vmferry_guest::Pattern;
 use vmferry_host::{Compress, MigrateOptions};
 use vmferry_sim::sweep::ArmKind;
@@ -137,6 +138,9 @@ pub(crate) struct Tuning {
     /// The most to keep of pages that were sent and are written again, so that they go as what differs; 0 for no deltas
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = units::bytes)]
     pub(crate) delta_cache: u64,
+    /// The most connections that carry pages [default: one for each processor, up to 4]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_STREAMS)))]
+    pub(crate) streams: Option<u16>,
     /// Print the report as one JSON document on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -179,6 +183,7 @@ impl Tuning {
                 CompressArg::Lz4 => Compress::Lz4,
                 CompressArg::Zstd => Compress::Zstd,
             },
+            streams: self.streams.unwrap_or_else(vmferry_host::default_streams),
             delta_cache_bytes: self.delta_cache,
             ..MigrateOptions::default()
         })

@@ -103,7 +103,7 @@ pub(crate) fn receive(args: &ReceiveArgs) -> anyhow::Result<ExitCode> {
         };
         tracing::info!(%peer, "connected");
         warn_of_clear_text(peer);
-        let report = vmferry_host::receive(&mut target, stream, args.stall_timeout, &cancel)?;
+        let report = vmferry_host::receive(&mut target, stream, Some(&listener), args.stall_timeout, &cancel)?;
         if report.migration_id.is_some() || cancel.is_cancelled() {
             break report;
         }

@@ -354,6 +354,7 @@ fn strangers_connect_to_the_target() {
             vcpus: 2,
             verify: false,
             encodings: Encodings::RAW,
+            streams: 1,
         })
     };
     let page = [7; PAGE_BYTES as usize];

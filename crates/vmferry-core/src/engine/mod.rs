@@ -27,6 +27,7 @@
 //! with one. The target runs the guest only after it received the hand-over. So at most one side runs it at any time.
 
 mod report;
+mod side;
 mod source;
 mod target;
 
@@ -34,5 +35,6 @@ pub use report::{
     AddressSpacesReport, BoundReport, CompressionReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report,
     ShadowReport, TrackingReport, VerifyReport, WireReport, WorkingSetReport,
 };
+pub use side::SideStream;
 pub use source::{Action, Encoded, SentPages, Source, SourceConfig, SourceError};
 pub use target::{Apply, Target, TargetAction, TargetConfig, TargetError, TargetOutcome};

@@ -89,6 +89,9 @@ pub struct SourceConfig {
     pub fixed: FixedCosts,
     /// The encodings of pages that the driver would use.
     pub encodings: Encodings,
+    /// The connections that the driver would use, the first one included; 1 to
+    /// [`MAX_STREAMS`](crate::wire::MAX_STREAMS).
+    pub streams: u16,
 }
 
 /// Why a migration ended without a hand-over, or in doubt.
@@ -126,7 +129,8 @@ pub enum SourceError {
         /// What was going on.
         doing: &'static str,
     },
-    /// The target chose a protocol version or encodings that were not offered, or answered for another migration.
+    /// The target chose a protocol version, encodings or connections that were not offered, or answered for another
+    /// migration.
     #[error("the target's welcome does not answer our hello")]
     BadWelcome,
     /// The target's memory is not the source's.
@@ -195,6 +199,8 @@ pub struct SentPages {
     pub encoding: Duration,
     /// The driver's own time, from the beginning to the end, without what it waited for the path.
     pub working: Duration,
+    /// Of all these bytes, those that went by further connections.
+    pub side_bytes: u64,
     /// When the first of the bytes left; `None`: just now. Encoding takes its time, and what left before its end may have
     /// arrived before its end.
     pub began: Option<Duration>,
@@ -224,6 +230,12 @@ impl SentPages {
 pub enum Action {
     /// Send this message, then call [`Source::handle_message_sent`].
     Send(Message<'static>),
+    /// Open further connections, so that there are so many, and send [`Message::Join`] on each; then call
+    /// [`Source::handle_streams_opened`].
+    OpenStreams {
+        /// How many, the first one included.
+        streams: u16,
+    },
     /// Get and re-arm all written pages, then call [`Source::handle_scan`].
     Scan {
         /// Whether pages that are written all the time may be reported unseen and left unarmed. Not in the stop phase:
@@ -255,6 +267,7 @@ pub enum Action {
 enum State {
     Start,
     Greeting,
+    Opening,
     Observing { until: Duration },
     Pushing(Push),
     Pausing,
@@ -367,8 +380,11 @@ pub struct Source {
     /// Pages expected to be written per epoch beside the held ones.
     fresh_pages_per_epoch: f64,
 
-    /// What the target agreed to read.
+    /// What the target agreed to read, and by how many connections.
     encodings: Encodings,
+    streams: u16,
+    /// Bytes sent by all but the first.
+    side_bytes: u64,
     times: Times,
     wire: WireReport,
     pages: PageReport,
@@ -437,6 +453,8 @@ impl Source {
             heard: Duration::ZERO,
             fresh_pages_per_epoch: 0.0,
             encodings: Encodings::RAW,
+            streams: 1,
+            side_bytes: 0,
             times: Times::default(),
             wire: WireReport::default(),
             pages: PageReport { total, ..PageReport::default() },
@@ -481,10 +499,12 @@ impl Source {
                     vcpus: self.config.vcpus,
                     verify: self.config.verify,
                     encodings: self.config.encodings,
+                    streams: self.config.streams,
                 });
                 Some(self.act(Action::Send(hello)))
             }
             State::Greeting | State::HandedOver { .. } | State::Resuming { .. } => None,
+            State::Opening => Some(self.act(Action::OpenStreams { streams: self.streams })),
             State::Observing { .. } => (now >= self.next_scan).then(|| self.act(Action::Scan { relaxed: true })),
             State::Pushing(_) => self.push(now),
             State::Pausing => Some(self.act(Action::Pause)),
@@ -505,7 +525,9 @@ impl Source {
             }),
             State::StopAndCopy(_) if self.window_open() => Some(self.pacer.next_at()),
             State::StopAndCopy(_) | State::Greeting | State::HandedOver { .. } => None,
-            State::Start | State::Pausing | State::Resuming { .. } | State::Ended { .. } => Some(Duration::ZERO),
+            State::Start | State::Opening | State::Pausing | State::Resuming { .. } | State::Ended { .. } => {
+                Some(Duration::ZERO)
+            }
         };
         [silence, work].into_iter().flatten().min()
     }
@@ -552,7 +574,9 @@ impl Source {
             | Message::Ping(_)
             | Message::Progress { .. }
             | Message::Prepared(_)
-            | Message::Running { .. } => {
+            | Message::Running { .. }
+            | Message::Join(_)
+            | Message::Fence { .. } => {
                 let doing = self.doing();
                 self.fail(now, SourceError::Unexpected { message: message.name(), doing });
             }
@@ -564,6 +588,17 @@ impl Source {
         self.acted();
         self.wire.control_bytes += wire_bytes;
         self.count_sent(now, wire_bytes);
+    }
+
+    /// The further connections are open; what was sent on them took so many bytes.
+    pub fn handle_streams_opened(&mut self, now: Duration, wire_bytes: u64) {
+        self.acted();
+        self.wire.control_bytes += wire_bytes;
+        self.side_bytes += wire_bytes;
+        self.count_sent(now, wire_bytes);
+        if matches!(self.state, State::Opening) {
+            self.begin_observing(now);
+        }
     }
 
     /// A scan found these pages written, and they are armed again. It took so long. `owners` says whose they are; those of
@@ -606,6 +641,7 @@ impl Source {
             }
             State::Start
             | State::Greeting
+            | State::Opening
             | State::Pausing
             | State::StopAndCopy(_)
             | State::HandedOver { .. }
@@ -660,6 +696,7 @@ impl Source {
         }
         // Only pages measure the path: control messages are too small, and no confirmation follows them.
         self.rate.busy(sent.began.map_or(now, |began| began.min(now)), self.confirmed_bytes);
+        self.side_bytes += sent.side_bytes;
         self.count_sent(now, sent.bytes());
         self.page_bytes_end = self.wire_bytes;
         if !self.window_open() {
@@ -760,6 +797,7 @@ impl Source {
             State::Resuming { error, .. } => Some(error),
             State::Start
             | State::Greeting
+            | State::Opening
             | State::Observing { .. }
             | State::Pushing(_)
             | State::Pausing
@@ -772,6 +810,7 @@ impl Source {
     pub fn doing(&self) -> &'static str {
         match &self.state {
             State::Start | State::Greeting => "greeting the target",
+            State::Opening => "opening further connections",
             State::Observing { .. } => "observing the guest",
             State::Pushing(_) => "pushing memory",
             State::Pausing => "pausing the guest",
@@ -816,6 +855,11 @@ impl Source {
     /// The encodings of pages that the target agreed to; pages as they are until it has answered.
     pub fn encodings(&self) -> Encodings {
         self.encodings
+    }
+
+    /// The connections that the target agreed to, the first one included.
+    pub fn streams(&self) -> u16 {
+        self.streams
     }
 
     /// Whether the page is one of those that are written again, as far as known: it was seen written or sent before.
@@ -976,7 +1020,19 @@ impl Source {
         if !self.config.encodings.allows(welcome.encodings) {
             return self.fail(now, SourceError::BadWelcome);
         }
-        self.encodings = welcome.encodings;
+        if !(1..=self.config.streams).contains(&welcome.streams) {
+            return self.fail(now, SourceError::BadWelcome);
+        }
+        (self.encodings, self.streams) = (welcome.encodings, welcome.streams);
+        if self.streams > 1 {
+            self.state = State::Opening;
+        } else {
+            self.begin_observing(now);
+        }
+    }
+
+    fn begin_observing(&mut self, now: Duration) {
+        self.heard = now;
         self.times.observing = Some(now);
         self.next_scan = now;
         // The first scan arms the tracking; the observation begins when it is done.
@@ -1452,10 +1508,15 @@ impl Source {
             self.close_step(now, |downtime| &mut downtime.copy_ms);
             let next = match step {
                 StopStep::Copy => StopStep::DeviceState,
-                _ if self.config.verify => StopStep::Verify,
                 _ => {
-                    self.ask_to_load(now);
-                    return self.poll_action(now);
+                    if self.streams > 1 {
+                        self.outbox.push_back(Message::Fence { side_bytes: self.side_bytes });
+                    }
+                    if !self.config.verify {
+                        self.ask_to_load(now);
+                        return self.poll_action(now);
+                    }
+                    StopStep::Verify
                 }
             };
             self.state = State::StopAndCopy(next);
@@ -1512,7 +1573,7 @@ impl Source {
             State::Observing { .. } => self.ping_sent.is_some(),
             State::Pushing(_) | State::StopAndCopy(_) => self.ping_sent.is_some() || !self.window_open(),
             State::HandedOver { since } => return Some(*since + self.config.stall_timeout * RUNNING_PATIENCE),
-            State::Start | State::Pausing | State::Resuming { .. } | State::Ended { .. } => false,
+            State::Start | State::Opening | State::Pausing | State::Resuming { .. } | State::Ended { .. } => false,
         };
         expected.then(|| self.heard + self.config.stall_timeout)
     }
@@ -1534,7 +1595,7 @@ impl Source {
                 self.tell_target(&error);
                 self.state = State::Resuming { error, failures: 0 };
             }
-            State::Start | State::Greeting | State::Observing { .. } | State::Pushing(_) => {
+            State::Start | State::Greeting | State::Opening | State::Observing { .. } | State::Pushing(_) => {
                 self.tell_target(&error);
                 self.end(now, Some(error));
             }

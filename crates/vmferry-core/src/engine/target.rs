@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use crate::pages::{PageRun, RamLayout};
 use crate::wire::{
-    Abort, Encodings, Fault, Hello, MAX_DEVICE_STATE_BYTES, Message, MigrationId, Prepared, VERSION_MAX, VERSION_MIN,
-    Welcome,
+    Abort, Encodings, Fault, Hello, MAX_DEVICE_STATE_BYTES, MAX_STREAMS, Message, MigrationId, Pages, Prepared,
+    VERSION_MAX, VERSION_MIN, Welcome,
 };
+
+use super::side::{SideStream, check_inside, check_stream};
 
 /// What the target has to offer.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub struct TargetConfig {
     pub stall_timeout: Duration,
     /// The encodings of pages that the driver can read.
     pub encodings: Encodings,
+    /// The most connections that the driver can take in; 1 to [`MAX_STREAMS`].
+    pub streams: u16,
 }
 
 /// Why the target does not run the guest.
@@ -75,6 +79,14 @@ pub enum TargetError {
     Encoding {
         /// Its number.
         code: u32,
+    },
+    /// Pages on another connection than theirs.
+    #[error("the source sent {run:?} on connection {stream}, which is not theirs")]
+    WrongStream {
+        /// The pages.
+        run: PageRun,
+        /// The connection's number.
+        stream: u16,
     },
     /// More device state than allowed, or not as much as announced.
     #[error("{received} bytes of device state arrived, {expected} were expected")]
@@ -183,6 +195,10 @@ pub struct Target {
     verify: bool,
     encodings: Encodings,
     paused: bool,
+    streams: u16,
+    /// How many bytes must be in place that were sent on further connections, once that was said.
+    fence: Option<u64>,
+    side_bytes: u64,
     heard: Duration,
     received_bytes: u64,
     device_state_bytes: u64,
@@ -204,6 +220,9 @@ impl Target {
             verify: false,
             encodings: Encodings::RAW,
             paused: false,
+            streams: 1,
+            fence: None,
+            side_bytes: 0,
             heard: Duration::ZERO,
             received_bytes: 0,
             device_state_bytes: 0,
@@ -262,6 +281,40 @@ impl Target {
         }
     }
 
+    /// So many bytes of frames have been received on further connections in all, and what they hold is in place.
+    pub fn handle_side_bytes(&mut self, now: Duration, bytes: u64) {
+        self.heard = now;
+        self.side_bytes = bytes;
+        if let Err(error) = self.check_side_bytes() {
+            return self.fail(error);
+        }
+        if self.state == State::Receiving {
+            self.confirm();
+        }
+    }
+
+    /// Whether the next message may be handled: not before all that was sent on further connections is in place, where the
+    /// source said so.
+    pub fn wants_message(&self) -> bool {
+        self.fence.is_none_or(|fence| self.side_bytes >= fence) || self.state != State::Receiving
+    }
+
+    /// The connections that were agreed on, the first one included.
+    pub fn streams(&self) -> u16 {
+        self.streams
+    }
+
+    /// The other end of a further connection; `None` before a source was accepted.
+    pub fn side_stream(&self) -> Option<SideStream> {
+        Some(SideStream {
+            layout: self.config.layout.clone(),
+            migration: self.migration?,
+            encodings: self.encodings,
+            streams: self.streams,
+            stream: None,
+        })
+    }
+
     /// What [`Self::handle_message`] asked for is in place. For a comparison: these pages differed.
     pub fn handle_applied(&mut self, apply: Apply, mismatched: &[u64]) {
         match apply {
@@ -274,9 +327,22 @@ impl Target {
             Apply::WritePages(_) | Apply::ZeroPages | Apply::KeepDeviceState => {}
         }
         if apply != Apply::Nothing && !matches!(self.state, State::Ended(_)) {
-            // One confirmation is enough for all that came before it.
-            self.outbox.retain(|message| !matches!(message, Message::Progress { .. }));
-            self.outbox.push_back(Message::Progress { bytes: self.received_bytes });
+            self.confirm();
+        }
+    }
+
+    fn confirm(&mut self) {
+        // One confirmation is enough for all that came before it.
+        self.outbox.retain(|message| !matches!(message, Message::Progress { .. }));
+        self.outbox.push_back(Message::Progress { bytes: self.received_bytes + self.side_bytes });
+    }
+
+    fn check_side_bytes(&self) -> Result<(), TargetError> {
+        match self.fence {
+            Some(fence) if self.side_bytes > fence => {
+                Err(TargetError::Unexpected { message: "pages", doing: "waiting for the device state" })
+            }
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -345,9 +411,9 @@ impl Target {
         self.migration
     }
 
-    /// Bytes received so far.
+    /// Bytes received so far, on all connections.
     pub fn received_bytes(&self) -> u64 {
-        self.received_bytes
+        self.received_bytes + self.side_bytes
     }
 
     /// Pages compared and pages that differ, if digests were announced.
@@ -377,8 +443,9 @@ impl Target {
                 self.migration = Some(hello.migration);
                 self.verify = hello.verify;
                 self.encodings = hello.encodings.and(self.config.encodings);
-                let (migration, encodings) = (hello.migration, self.encodings);
-                self.outbox.push_back(Message::Welcome(Welcome { version, migration, encodings }));
+                self.streams = hello.streams.min(self.config.streams).clamp(1, MAX_STREAMS);
+                let (migration, encodings, streams) = (hello.migration, self.encodings, self.streams);
+                self.outbox.push_back(Message::Welcome(Welcome { version, migration, encodings, streams }));
                 self.state = State::Receiving;
                 Ok(Apply::Nothing)
             }
@@ -386,16 +453,22 @@ impl Target {
                 self.outbox.push_back(Message::Pong(*number));
                 Ok(Apply::Nothing)
             }
-            (State::Receiving, Message::Pages(pages)) => {
-                self.inside(pages.run)?;
-                if !self.encodings.contains(pages.encoding) {
-                    return Err(TargetError::Encoding { code: pages.encoding.code() });
-                }
+            (State::Receiving, Message::Pages(pages)) if self.fence.is_none() => {
+                check_pages(&self.config.layout, self.encodings, pages)?;
+                check_stream(pages.run, 0, self.streams)?;
                 Ok(Apply::WritePages(pages.run))
             }
-            (State::Receiving, Message::Zero(runs)) => {
-                runs.iter().try_for_each(|&run| self.inside(run))?;
+            (State::Receiving, Message::Zero(runs)) if self.fence.is_none() => {
+                for &run in runs {
+                    check_inside(&self.config.layout, run)?;
+                    check_stream(run, 0, self.streams)?;
+                }
                 Ok(Apply::ZeroPages)
+            }
+            (State::Receiving, Message::Fence { side_bytes }) if self.paused && self.fence.is_none() => {
+                self.fence = Some(*side_bytes);
+                self.check_side_bytes()?;
+                Ok(Apply::Nothing)
             }
             (State::Receiving, Message::Paused) if !self.paused => {
                 self.paused = true;
@@ -410,10 +483,12 @@ impl Target {
                 Ok(Apply::KeepDeviceState)
             }
             (State::Receiving, Message::Digests(digests)) if self.paused && self.verify => {
-                self.inside(digests.run())?;
+                self.check_fence(message)?;
+                check_inside(&self.config.layout, digests.run())?;
                 Ok(Apply::Compare(digests.run()))
             }
             (State::Receiving, Message::Load { device_state_bytes }) if self.paused => {
+                self.check_fence(message)?;
                 if *device_state_bytes != self.device_state_bytes {
                     let (received, expected) = (self.device_state_bytes, *device_state_bytes);
                     return Err(TargetError::DeviceState { received, expected });
@@ -454,12 +529,14 @@ impl Target {
         Ok(version)
     }
 
-    fn inside(&self, run: PageRun) -> Result<(), TargetError> {
-        if self.config.layout.contains(run) {
-            Ok(())
-        } else {
-            Err(TargetError::OutsideRam { run, pages: self.config.layout.total_pages() })
-        }
+    /// Whether all memory is in place that came by further connections. Before it is known how much that was, nothing may
+    /// come that needs it.
+    fn check_fence(&self, message: &Message<'_>) -> Result<(), TargetError> {
+        let is_complete = match self.fence {
+            None => self.streams == 1,
+            Some(fence) => self.side_bytes == fence,
+        };
+        if is_complete { Ok(()) } else { Err(TargetError::Unexpected { message: message.name(), doing: self.doing() }) }
     }
 
     fn fail(&mut self, error: TargetError) {
@@ -479,6 +556,7 @@ impl Target {
             | TargetError::Unexpected { .. }
             | TargetError::OutsideRam { .. }
             | TargetError::Encoding { .. }
+            | TargetError::WrongStream { .. }
             | TargetError::DeviceState { .. }
             | TargetError::WrongMigration
             | TargetError::Stalled { .. } => Some(Fault::Receiver),
@@ -488,6 +566,12 @@ impl Target {
         }
         self.state = State::Ended(TargetOutcome::Failed { error, handed_over, loaded });
     }
+}
+
+/// Whether these pages are the guest's, and in an encoding that was agreed on.
+pub(super) fn check_pages(layout: &RamLayout, encodings: Encodings, pages: &Pages<'_>) -> Result<(), TargetError> {
+    check_inside(layout, pages.run)?;
+    if encodings.contains(pages.encoding) { Ok(()) } else { Err(TargetError::Encoding { code: pages.encoding.code() }) }
 }
 
 /// A layout in words: what people compare.

@@ -2,7 +2,7 @@
 
 use super::codec::{Put, Reader};
 use super::{MAGIC, WireError};
-use crate::pages::{MAX_BLOCK_ID_BYTES, MAX_BLOCKS, PAGE_BYTES, PageRun, RamBlock, RamLayout};
+use crate::pages::{MAX_BLOCK_ID_BYTES, MAX_BLOCKS, PAGE_BYTES, PageNumber, PageRun, RamBlock, RamLayout};
 
 /// The most pages in one [`Message::Pages`].
 pub const MAX_PAGES_PER_FRAME: u64 = 256;
@@ -16,6 +16,11 @@ pub const MAX_DEVICE_STATE_BYTES: u64 = 256 * 1024 * 1024;
 pub const MAX_DIGESTS_PER_FRAME: u64 = 65_536;
 /// The longest text in an [`Abort`]; a longer one is cut.
 pub const MAX_ABORT_TEXT_BYTES: usize = 2048;
+/// The most connections of one migration.
+pub const MAX_STREAMS: u16 = 16;
+/// Where there are several connections, each aligned block of so many pages has one of them, and its pages go by no other:
+/// so what is sent later of a page is read later.
+pub const STREAM_BLOCK_PAGES: u64 = 256;
 /// The longest machine type in a [`Hello`].
 const MAX_MACHINE_BYTES: usize = 255;
 
@@ -35,6 +40,8 @@ mod kind {
     pub(super) const PROGRESS: u8 = 13;
     pub(super) const PREPARED: u8 = 14;
     pub(super) const RUNNING: u8 = 15;
+    pub(super) const JOIN: u8 = 16;
+    pub(super) const FENCE: u8 = 17;
 }
 
 /// Names one migration; drawn at random by the source.
@@ -72,6 +79,8 @@ pub struct Hello {
     pub verify: bool,
     /// The encodings of pages that the source would use.
     pub encodings: Encodings,
+    /// The connections that the source would use, this one included; 1 to [`MAX_STREAMS`].
+    pub streams: u16,
 }
 
 /// The target's answer to a [`Hello`] that it accepts.
@@ -83,6 +92,22 @@ pub struct Welcome {
     pub migration: MigrationId,
     /// The encodings of pages that the source may use: some of those that it offered, pages as they are among them.
     pub encodings: Encodings,
+    /// The connections that the source is to use, this one included: 1 to as many as it offered.
+    pub streams: u16,
+}
+
+/// The first message on each further connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Join {
+    /// The migration's name.
+    pub migration: MigrationId,
+    /// Which connection it is, from 1.
+    pub stream: u16,
+}
+
+/// The connection by which a page goes where there are so many.
+pub fn stream_of(page: PageNumber, streams: u16) -> u16 {
+    (page.0 / STREAM_BLOCK_PAGES % u64::from(streams)) as u16
 }
 
 /// How the content of pages is written in a [`Pages`].
@@ -294,6 +319,13 @@ pub enum Message<'a> {
         /// From the hand-over's arrival until the guest ran, in µs.
         resume_us: u64,
     },
+    /// Source, on a further connection: what it belongs to.
+    Join(Join),
+    /// Source: no page follows on any connection. Read on here only when all that was sent on the others is in place.
+    Fence {
+        /// Bytes of frames sent on all further connections.
+        side_bytes: u64,
+    },
 }
 
 impl<'a> Message<'a> {
@@ -315,6 +347,8 @@ impl<'a> Message<'a> {
             Message::Progress { .. } => kind::PROGRESS,
             Message::Prepared(_) => kind::PREPARED,
             Message::Running { .. } => kind::RUNNING,
+            Message::Join(_) => kind::JOIN,
+            Message::Fence { .. } => kind::FENCE,
         }
     }
 
@@ -335,6 +369,8 @@ impl<'a> Message<'a> {
             Message::Progress { bytes } => Some(Message::Progress { bytes }),
             Message::Prepared(prepared) => Some(Message::Prepared(prepared)),
             Message::Running { resume_us } => Some(Message::Running { resume_us }),
+            Message::Join(join) => Some(Message::Join(join)),
+            Message::Fence { side_bytes } => Some(Message::Fence { side_bytes }),
         }
     }
 
@@ -356,6 +392,8 @@ impl<'a> Message<'a> {
             Message::Progress { .. } => "progress",
             Message::Prepared(_) => "prepared",
             Message::Running { .. } => "running",
+            Message::Join(_) => "join",
+            Message::Fence { .. } => "fence",
         }
     }
 
@@ -381,7 +419,9 @@ impl<'a> Message<'a> {
             | Message::Pong(_)
             | Message::Progress { .. }
             | Message::Prepared(_)
-            | Message::Running { .. } => &[],
+            | Message::Running { .. }
+            | Message::Join(_)
+            | Message::Fence { .. } => &[],
         }
     }
 
@@ -394,6 +434,7 @@ impl<'a> Message<'a> {
                 out.put_u16(welcome.version);
                 out.extend_from_slice(&welcome.migration.0);
                 out.put_u32(welcome.encodings.0);
+                out.put_u16(welcome.streams);
             }
             Message::Pages(pages) => {
                 let (run, encoding) = (pages.run, pages.encoding);
@@ -441,6 +482,12 @@ impl<'a> Message<'a> {
                 out.put_u64(prepared.load_us);
             }
             Message::Running { resume_us } => out.put_u64(*resume_us),
+            Message::Join(join) => {
+                out.extend_from_slice(&MAGIC);
+                out.extend_from_slice(&join.migration.0);
+                out.put_u16(join.stream);
+            }
+            Message::Fence { side_bytes } => out.put_u64(*side_bytes),
         }
     }
 
@@ -453,7 +500,8 @@ impl<'a> Message<'a> {
                 check_magic(&mut reader)?;
                 let version = reader.u16("version")?;
                 let migration = MigrationId(reader.id("migration id")?);
-                Message::Welcome(Welcome { version, migration, encodings: Encodings(reader.u32("encodings")?) })
+                let encodings = Encodings(reader.u32("encodings")?);
+                Message::Welcome(Welcome { version, migration, encodings, streams: decode_streams(&mut reader)? })
             }
             kind::PAGES => Message::Pages(decode_pages(&mut reader)?),
             kind::ZERO => {
@@ -506,6 +554,12 @@ impl<'a> Message<'a> {
                 load_us: reader.u64("load time")?,
             }),
             kind::RUNNING => Message::Running { resume_us: reader.u64("resume time")? },
+            kind::JOIN => {
+                check_magic(&mut reader)?;
+                let migration = MigrationId(reader.id("migration id")?);
+                Message::Join(Join { migration, stream: reader.u16("stream")? })
+            }
+            kind::FENCE => Message::Fence { side_bytes: reader.u64("side bytes")? },
             _ => return Err(WireError::UnknownMessage { kind }),
         };
         reader.finish()?;
@@ -525,6 +579,7 @@ fn encode_hello(hello: &Hello, out: &mut Vec<u8>) {
     out.put_u32(hello.vcpus);
     out.put_u16(if hello.verify { FLAG_VERIFY } else { 0 });
     out.put_u32(hello.encodings.0);
+    out.put_u16(hello.streams);
     out.put_text(&hello.machine, MAX_MACHINE_BYTES);
     out.put_u32(hello.layout.blocks().len() as u32);
     for block in hello.layout.blocks() {
@@ -548,6 +603,7 @@ fn decode_hello(reader: &mut Reader<'_>) -> Result<Hello, WireError> {
         return Err(WireError::BadValue { field: "flags", value: u64::from(flags) });
     }
     let encodings = Encodings(reader.u32("encodings")?);
+    let streams = decode_streams(reader)?;
     let machine = reader.text(MAX_MACHINE_BYTES, "machine type")?;
     let count = reader.count(MAX_BLOCKS as u64, "RAM blocks")?;
     let mut blocks = Vec::with_capacity(count);
@@ -557,7 +613,14 @@ fn decode_hello(reader: &mut Reader<'_>) -> Result<Hello, WireError> {
     }
     let layout = RamLayout::new(blocks).map_err(WireError::Layout)?;
     let verify = flags & FLAG_VERIFY != 0;
-    Ok(Hello { version_min, version_max, migration, layout, machine, vcpus, verify, encodings })
+    Ok(Hello { version_min, version_max, migration, layout, machine, vcpus, verify, encodings, streams })
+}
+
+fn decode_streams(reader: &mut Reader<'_>) -> Result<u16, WireError> {
+    match reader.u16("streams")? {
+        streams @ 1..=MAX_STREAMS => Ok(streams),
+        other => Err(WireError::BadValue { field: "streams", value: u64::from(other) }),
+    }
 }
 
 fn decode_pages<'a>(reader: &mut Reader<'a>) -> Result<Pages<'a>, WireError> {

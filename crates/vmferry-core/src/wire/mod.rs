@@ -11,9 +11,9 @@ mod message;
 use twox_hash::XxHash3_64;
 
 pub use message::{
-    Abort, Digests, Encoding, Encodings, Fault, Hello, MAX_ABORT_TEXT_BYTES, MAX_DEVICE_CHUNK_BYTES,
-    MAX_DEVICE_STATE_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_ZERO_RUNS_PER_FRAME, Message, MigrationId,
-    Pages, Prepared, Welcome,
+    Abort, Digests, Encoding, Encodings, Fault, Hello, Join, MAX_ABORT_TEXT_BYTES, MAX_DEVICE_CHUNK_BYTES,
+    MAX_DEVICE_STATE_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_STREAMS, MAX_ZERO_RUNS_PER_FRAME, Message,
+    MigrationId, Pages, Prepared, STREAM_BLOCK_PAGES, Welcome, stream_of,
 };
 
 use crate::pages::LayoutError;
@@ -235,13 +235,21 @@ mod tests {
             vcpus: 2,
             verify: true,
             encodings: Encodings::ALL,
+            streams: 4,
         }
     }
 
     fn samples(data: &[u8]) -> Vec<Message<'_>> {
         vec![
             Message::Hello(hello()),
-            Message::Welcome(Welcome { version: 1, migration: MigrationId([1; 16]), encodings: Encodings::RAW }),
+            Message::Welcome(Welcome {
+                version: 1,
+                migration: MigrationId([1; 16]),
+                encodings: Encodings::RAW,
+                streams: 2,
+            }),
+            Message::Join(Join { migration: MigrationId([1; 16]), stream: 1 }),
+            Message::Fence { side_bytes: 5_000_000_000 },
             Message::Pages(Pages::raw(PageRun::new(3, 2), &data[..2 * PAGE_BYTES as usize])),
             Message::Pages(Pages { run: PageRun::new(3, 2), encoding: Encoding::Lz4, data: &data[..8191] }),
             Message::Pages(Pages { run: PageRun::new(3, 1), encoding: Encoding::Zstd, data: &data[..1] }),

@@ -21,6 +21,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::MemfdFlags;
@@ -145,7 +146,7 @@ pub struct SelfCheck {
 pub struct EmbeddedGuest {
     child: Child,
     channel: Channel,
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     tracking: Option<(OwnedFd, OwnedFd)>,
     address: u64,
 }
@@ -196,7 +197,7 @@ impl EmbeddedGuest {
         let mut channel = Channel::new(ours);
         let start = Start { parameters: parameters.to_string(), memory_bytes, incoming };
         let sent = channel.send(&start, &[file.as_fd()]);
-        let memory = GuestMemory::from_files(layout, vec![file]);
+        let memory = Arc::new(GuestMemory::from_files(layout, vec![file]));
         let mut guest = Self { child, channel, memory, tracking: None, address: 0 };
         sent.map_err(EmbeddedError::Channel)?;
         match guest.answer()? {
@@ -374,7 +375,7 @@ impl TargetVmm for EmbeddedTarget {
         machine(&self.guest.memory)
     }
 
-    fn memory(&self) -> &GuestMemory {
+    fn memory(&self) -> &Arc<GuestMemory> {
         &self.guest.memory
     }
 

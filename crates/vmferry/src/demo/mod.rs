@@ -124,7 +124,13 @@ fn move_guest(
             let (stream, _) = listener.accept().context("cannot accept on loopback")?;
             // The source is cancelled, and tells the target.
             let untouched = Cancel::new().context("cannot prepare for signals")?;
-            Ok::<_, anyhow::Error>(vmferry_host::receive(target, stream, options.stall_timeout, &untouched)?)
+            Ok::<_, anyhow::Error>(vmferry_host::receive(
+                target,
+                stream,
+                Some(&listener),
+                options.stall_timeout,
+                &untouched,
+            )?)
         });
         let stream = TcpStream::connect(address).context("cannot connect over loopback")?;
         let mut display = Display::new();

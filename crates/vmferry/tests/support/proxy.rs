@@ -47,7 +47,8 @@ pub(crate) enum Step {
     LoseAnswers,
 }
 
-/// Listens for one source, and connects it to the target.
+/// Listens for one source, and connects it to the target. Its first connection is the one that is read; further ones only
+/// pass.
 pub(crate) struct Proxy {
     /// Where the source is to connect.
     pub(crate) address: String,
@@ -95,14 +96,20 @@ impl Proxy {
         let streams = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&streams);
         std::thread::spawn(move || {
-            let source = listener.accept().unwrap().0;
-            let target = TcpStream::connect(target).unwrap();
-            let both = [source.try_clone().unwrap(), target.try_clone().unwrap()];
-            kept.lock().unwrap().extend(both);
-            let deaf = Arc::new(AtomicBool::new(false));
-            let answers = (target.try_clone().unwrap(), source.try_clone().unwrap(), Arc::clone(&deaf));
-            std::thread::spawn(move || pass_answers(answers.0, answers.1, &answers.2));
-            pass_frames(source, target, &deaf, place, step);
+            let mut first = Some((place, step));
+            while let Ok((source, _)) = listener.accept() {
+                let target = TcpStream::connect(&target).unwrap();
+                let both = [source.try_clone().unwrap(), target.try_clone().unwrap()];
+                kept.lock().unwrap().extend(both);
+                let deaf = Arc::new(AtomicBool::new(false));
+                let answers = (target.try_clone().unwrap(), source.try_clone().unwrap(), Arc::clone(&deaf));
+                std::thread::spawn(move || pass_answers(answers.0, answers.1, &answers.2));
+                let here = first.take();
+                std::thread::spawn(move || match here {
+                    Some((place, step)) => pass_frames(source, target, &deaf, place, step),
+                    None => pass_frames(source, target, &deaf, Where::Byte(u64::MAX), || Step::Forward),
+                });
+            }
         });
         Self { address, streams }
     }
