@@ -11,6 +11,8 @@
 //! - [`Worker`]: picks pages by the pattern and writes them; its state can be saved and goes on identically.
 //! - [`Gate`]: stops all writers between two page writes, the only moment at which a check means anything.
 //! - [`Ticks`]: how often the guest shows a sign of life.
+//! - [`Disk`], [`Record`]: a disk that is written meanwhile, and checks itself as well.
+//! - [`Network`]: an address at which the guest sends back what it is sent.
 //! - [`Processes`]: instead of all that, several processes whose pages say whose they are.
 //!
 //! The library reads no clock, starts no thread and allocates no guest memory; its callers do.
@@ -35,8 +37,10 @@
 //! assert_eq!(memory.check_all().wrong, 1);
 //! ```
 
+mod disk;
 mod gate;
 mod memory;
+mod network;
 mod parameters;
 mod processes;
 mod random;
@@ -44,11 +48,13 @@ mod raw;
 mod ticks;
 mod worker;
 
+pub use disk::{DISK_BYTES_MIN, Disk, RECORD_BYTES, RECORD_PLACES, Record, Stored, expected, place_offset};
 pub use gate::{Gate, Member, Paused};
 pub use memory::{
     CheckReport, Found, Memory, MemoryError, PAGE_BYTES, PAGE_WORDS, WrongPage, pages_in_region, region_words,
     table_pages,
 };
+pub use network::{ECHO_PORT, Network};
 pub use parameters::{
     BODY_CHUNKS, PAGES_MAX, ParameterError, Parameters, Pattern, THREADS_MAX, format_bytes, parse_bytes,
 };

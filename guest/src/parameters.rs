@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::memory::PAGE_BYTES;
-use crate::{processes, ticks};
+use crate::{disk, network, processes, ticks};
 
 #[cfg(test)]
 pub(crate) use tests::any_parameters;
@@ -14,6 +14,9 @@ pub const PAGES_MAX: u64 = 1 << 28;
 
 /// The most writer threads one guest may have.
 pub const THREADS_MAX: u32 = 256;
+
+/// Words of a kernel command line that are none of [`Parameters`].
+const OTHER_KEYS: [&[&str]; 4] = [&disk::KEYS, &network::KEYS, &processes::KEYS, &ticks::KEYS];
 
 /// 64-byte chunks of a page between its header and its trailer.
 pub const BODY_CHUNKS: u64 = 62;
@@ -190,8 +193,8 @@ impl Parameters {
             "incompressible" => self.incompressible_percent = number("incompressible", value)?,
             "chunks" => self.chunks_per_write = number("chunks", value)?,
             "phase" => self.phase_writes = number("phase", value)?,
-            // For `Processes` and `Ticks`.
-            other if processes::KEYS.contains(&other) || ticks::KEYS.contains(&other) => {}
+            // For others to read.
+            other if OTHER_KEYS.iter().any(|keys| keys.contains(&other)) => {}
             _ => return Err(ParameterError::UnknownKey { key: key.to_owned() }),
         }
         Ok(())

@@ -29,6 +29,10 @@ impl Archive {
         self.entry(name, REGULAR_FILE | 0o755, 1, (0, 0), content);
     }
 
+    pub(crate) fn file(&mut self, name: &str, content: &[u8]) {
+        self.entry(name, REGULAR_FILE | 0o644, 1, (0, 0), content);
+    }
+
     pub(crate) fn character_device(&mut self, name: &str, major: u32, minor: u32) {
         self.entry(name, CHARACTER_DEVICE | 0o600, 1, (major, minor), &[]);
     }

@@ -6,7 +6,8 @@
 //!   qemu-7.2/root/        its unpacked packages: binary, libraries, firmware
 //!   qemu-10.0/…           the same for QEMU 10.0
 //!   kernel/vmlinuz        a Linux kernel with serial console and initramfs built in
-//!   initramfs.cpio        the test guest as /init
+//!   kernel/modules/       its drivers for virtio disks and network cards
+//!   initramfs.cpio        the test guest as /init, and these drivers
 //! ```
 //!
 //! Every step is left alone when its stamp says that it is complete, and appears under its final name only when it is.
@@ -38,6 +39,18 @@ const RELEASES: [Release; 2] =
 const QEMU_PACKAGE: &str = "qemu-system-x86";
 const QEMU_BINARY: &str = "usr/bin/qemu-system-x86_64";
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
+/// The kernel's modules that the test guest needs for a disk and a network card, each after those that it needs itself.
+const MODULES: [&str; 9] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
 const QEMU_VARIABLE: &str = "VMFERRY_QEMU";
 const KERNEL_VARIABLE: &str = "VMFERRY_KERNEL";
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -45,7 +58,8 @@ const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 const BY_HAND: &str = "\
 To go on without downloads, install these by hand and name them:
   a QEMU for x86 (package qemu-system-x86), 7.2 or later    VMFERRY_QEMU=/path/to/qemu-system-x86_64[:/path/to/another]
-  a Linux kernel image with a built-in serial console       VMFERRY_KERNEL=/path/to/vmlinuz
+  a Linux kernel image with a built-in serial console,      VMFERRY_KERNEL=/path/to/vmlinuz
+  virtio_pci, virtio_blk and virtio_net
 then run `cargo xtask setup` again.";
 
 /// Brings `target/tools/` up to date; with `force`, from nothing.
@@ -201,7 +215,9 @@ fn setup_kernel(workspace: &Workspace, force: bool, packages: &mut Packages) -> 
             Ok(origin)
         });
     }
-    if !force && is_complete(&directory, None) {
+    let modules = directory.join("modules");
+    // Of a user's kernel there are no modules; a packaged one without is from before they were kept.
+    if !force && is_complete(&directory, None) && modules.is_dir() {
         return Ok(());
     }
     let missing = "A Linux kernel image";
@@ -213,9 +229,36 @@ fn setup_kernel(workspace: &Workspace, force: bool, packages: &mut Packages) -> 
         let root = partial.join("root");
         apt::unpack(&deb, &root)?;
         fs::rename(find_kernel(&root.join("boot"))?, partial.join("vmlinuz"))?;
+        keep_modules(&root.join("lib/modules"), &partial.join("modules"))?;
         remove_directory(&root)?;
         Ok(Origin::Packages(package))
     })
+}
+
+/// Moves the modules of [`MODULES`] to one directory, where their names say in which order they are to be loaded. One that
+/// is not there is taken to be built in.
+fn keep_modules(tree: &Path, modules: &Path) -> Result<()> {
+    fs::create_dir(modules).with_context(|| format!("cannot create {}", modules.display()))?;
+    for (number, name) in (1..).zip(MODULES) {
+        if let Some(path) = find_file(tree, &format!("{name}.ko"))? {
+            fs::rename(path, modules.join(format!("{number:02}-{name}.ko")))?;
+        }
+    }
+    Ok(())
+}
+
+fn find_file(directory: &Path, name: &str) -> Result<Option<PathBuf>> {
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            if let Some(path) = find_file(&entry.path(), name)? {
+                return Ok(Some(path));
+            }
+        } else if entry.file_name() == name {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
 }
 
 fn find_kernel(boot: &Path) -> Result<PathBuf> {
@@ -250,8 +293,28 @@ fn setup_initramfs(workspace: &Workspace) -> Result<()> {
     // The kernel opens it for the first process before that can mount anything.
     archive.character_device("dev/console", 5, 1);
     archive.executable("init", &init);
+    pack_modules(&workspace.tools.join("kernel/modules"), &mut archive)?;
     if install_file(&workspace.tools.join("initramfs.cpio"), &archive.finish())? {
         println!("packed the test guest");
+    }
+    Ok(())
+}
+
+/// Packs the kernel's modules, where there are any.
+fn pack_modules(modules: &Path, archive: &mut Archive) -> Result<()> {
+    if !modules.is_dir() {
+        return Ok(());
+    }
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(modules).with_context(|| format!("cannot list {}", modules.display()))? {
+        paths.push(entry?.path());
+    }
+    paths.sort();
+    archive.directory("modules");
+    for path in paths {
+        let content = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let name = path.file_name().and_then(OsStr::to_str).context("a module's name is text")?;
+        archive.file(&format!("modules/{name}"), &content);
     }
     Ok(())
 }

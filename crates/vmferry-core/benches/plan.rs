@@ -46,7 +46,7 @@ use std::time::Duration;
 use vmferry_core::engine::{Action, SentPages, Source, SourceConfig};
 use vmferry_core::pages::{AddressSpaceId, PAGE_BYTES, PageNumber, PageRun, RamBlock, RamLayout, WholeGuest};
 use vmferry_core::plan::{
-    Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Patience, Policy, Predictive, PushRules,
+    Decision, Facts, FixedCosts, Hold, IfStuck, Moment, PAGE_WIRE_BYTES, Patience, Policy, Predictive, PushRules,
 };
 use vmferry_core::predict::{Predictor, PredictorSpec, RankedPage};
 use vmferry_core::wire::{Encodings, Message, MigrationId, VERSION_MAX, Welcome};
@@ -294,6 +294,7 @@ impl Driver {
             stall_timeout: Duration::from_secs(1 << 30),
             fixed: FixedCosts { time: Duration::from_millis(20), device_state_bytes: 1 << 20 },
             encodings: Encodings::RAW,
+            if_stuck: IfStuck::Abort,
             streams: 1,
         };
         let predictor =
@@ -380,6 +381,7 @@ impl Driver {
             | Action::SendDeviceState
             | Action::SendDigests
             | Action::Resume
+            | Action::Throttle { .. }
             | Action::End => panic!("{action:?} in a push that never ends"),
         }
         false

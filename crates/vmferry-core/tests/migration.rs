@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vmferry_core::engine::{
-    Action, Apply, OutcomeKind, Report, SentPages, SideStream, Source, SourceConfig, Target, TargetAction,
-    TargetConfig, TargetOutcome,
+    Action, Apply, AtTimeLimit, ChangeError, OutcomeKind, PauseCause, Report, SentPages, SideStream, Source,
+    SourceConfig, Target, TargetAction, TargetConfig, TargetOutcome, TimeLimit, Unfinished,
 };
 use vmferry_core::pages::{
     AddressSpaceId, Owners, PAGE_BYTES, PageNumber, PageRun, PageSet, RamBlock, RamLayout, WholeGuest,
 };
-use vmferry_core::plan::{AtRead, FixedCosts, Patience, PolicySpec};
+use vmferry_core::plan::{AtRead, FixedCosts, IfStuck, MIN_SHARE, Patience, PolicySpec};
 use vmferry_core::predict::{NoPrediction, Predictor, RankedPage, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
     Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Join, Message, MigrationId, Pages,
@@ -122,6 +122,11 @@ struct World {
     source: Source,
     source_memory: Vec<u8>,
     source_runs: bool,
+    /// What the guest keeps of its processor time, and the writes that it is behind by.
+    share: f64,
+    writes_due: f64,
+    /// Throttling fails, and so often does giving all back.
+    failing_throttles: Option<u32>,
     written: PageSet,
     discarded: PageSet,
     /// What the target was sent, where pages that were sent before go as what differs.
@@ -217,7 +222,8 @@ fn source_config(seed: u64, predict: bool, verify: bool) -> SourceConfig {
         verify,
         stall_timeout: Duration::from_millis(400),
         fixed: FixedCosts { time: Duration::from_millis(3), device_state_bytes: 100 },
-        encodings: Encodings::ALL,
+        encodings: if seed.is_multiple_of(3) { Encodings::ALL } else { Encodings::ALL.without_deltas() },
+        if_stuck: IfStuck::Abort,
         streams: if seed.is_multiple_of(2) { 1 } else { 2 },
     }
 }
@@ -259,6 +265,9 @@ impl World {
             source: Source::new(config, predictor, policy.build(PATIENCE)),
             source_memory,
             source_runs: true,
+            share: 1.0,
+            writes_due: 0.0,
+            failing_throttles: None,
             written: PageSet::full(PAGES),
             discarded: PageSet::empty(PAGES),
             sent_memory: seed.is_multiple_of(3).then(|| vec![None; PAGES as usize]),
@@ -295,7 +304,9 @@ impl World {
 
     fn run_guest(&mut self) {
         if self.source_runs {
-            for _ in 0..self.guest.writes_per_ms * STEP.as_micros() as u64 / 1000 {
+            self.writes_due += (self.guest.writes_per_ms * STEP.as_micros() as u64 / 1000) as f64 * self.share;
+            while self.writes_due >= 1.0 {
+                self.writes_due -= 1.0;
                 let hot = self.random.below(20) != 0;
                 let page = self.random.below(if hot { self.guest.hot_pages } else { PAGES });
                 self.write_page((page * 7) % PAGES);
@@ -483,6 +494,20 @@ impl World {
                     self.source_runs = true;
                     self.source.handle_resumed(self.now);
                 }
+                Action::Throttle { share } => {
+                    assert!(self.source_runs && !self.source.handed_over(), "throttled where nobody runs");
+                    assert!((MIN_SHARE..=1.0).contains(&share), "{share}");
+                    if let Some(left) = self.failing_throttles {
+                        // The first one, which slows the guest, fails in any case.
+                        if share < 1.0 || left > 0 {
+                            self.failing_throttles = Some(left - u32::from(share == 1.0));
+                            self.source.handle_failure(self.now, "no control group".into());
+                            continue;
+                        }
+                    }
+                    self.share = share;
+                    self.source.handle_throttled(self.now);
+                }
                 Action::End => return true,
             }
             self.check_one_runs();
@@ -661,6 +686,7 @@ impl World {
             OutcomeKind::InDoubt => assert!(!self.source_runs, "in doubt, the source must stay quiet"),
             OutcomeKind::Cancelled | OutcomeKind::NotConverged | OutcomeKind::Failed => {
                 assert!(self.source_runs, "{fault:?}: not handed over, so the source must run: {report:?}");
+                assert_eq!(self.share, 1.0, "{fault:?}: the guest is still slowed: {report:?}");
                 assert!(!self.target_runs);
             }
         }
@@ -753,7 +779,7 @@ fn a_lost_answer_is_in_doubt_and_never_two_guests() {
 #[test]
 fn a_storm_that_never_fits_leaves_the_guest_running_and_says_why() {
     let storm = Guest { hot_pages: PAGES, writes_per_ms: 200, save_writes: false, discards: false, granule: 1 };
-    let (report, target) = World::new(5, storm, 5e6, Fault::None, Arm::DEFAULT).migrate();
+    let (report, target) = World::new(8, storm, 5e6, Fault::None, Arm::DEFAULT).migrate();
     assert_eq!(report.outcome, OutcomeKind::NotConverged);
     assert!(report.reason.unwrap().contains("--downtime-limit"));
     assert!(matches!(target, Some(TargetOutcome::Failed { handed_over: false, loaded: false, .. })));
@@ -778,7 +804,7 @@ fn where_deltas_are_small_hot_pages_are_sent_once_before_they_are_held() {
     // All of it is written again and again, and content fits no pause.
     let run = |deltas: bool| {
         let guest = Guest { hot_pages: PAGES, writes_per_ms: 40, ..calm() };
-        let mut world = World::new(4, guest, 12e6, Fault::None, Arm::DEFAULT);
+        let mut world = World::new(6, guest, 12e6, Fault::None, Arm::DEFAULT);
         world.sent_memory = deltas.then(|| vec![None; PAGES as usize]);
         world.migrate().0
     };
@@ -951,4 +977,471 @@ fn written_pages_are_counted_by_owner() {
         world.drive_until_pages_are_sent(owners, &written);
         assert_eq!(*heard.lock().unwrap(), expected);
     }
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// A guest that fits no limit on the link of 5 MB/s.
+fn storm() -> Guest {
+    Guest { hot_pages: PAGES, writes_per_ms: 200, save_writes: false, discards: false, granule: 1 }
+}
+
+impl World {
+    /// Goes on until so many pages were sent.
+    fn step_until_sent(&mut self, pages: u64) {
+        let sent = |world: &Self| {
+            let pages = world.source.report(world.now).pages;
+            pages.sent + pages.zero
+        };
+        while sent(self) < pages {
+            assert!(!self.step() && self.now < ms(60_000), "{pages} pages were never sent");
+        }
+    }
+
+    fn step_for(&mut self, time: Duration) {
+        let until = self.now + time;
+        while self.now < until {
+            assert!(!self.step(), "ended: {:?}", self.source.error());
+        }
+    }
+}
+
+#[test]
+fn a_push_that_is_held_sends_nothing_and_goes_on() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, calm(), 20e6, Fault::None, Arm::of(seed));
+        if world.source.report(ms(0)).policy == "stop-and-copy" {
+            continue;
+        }
+        world.step_until_sent(if seed % 3 == 0 { 0 } else { 100 });
+        let now = world.now;
+        world.source.hold_push(now).unwrap();
+        // What is under way arrives.
+        world.step_for(ms(20));
+        let before = world.source.report(world.now);
+        // Longer than either side would be silent for.
+        world.step_for(ms(1500));
+        let after = world.source.report(world.now);
+        assert_eq!(before.pages, after.pages, "seed {seed}");
+        assert!(world.source_runs && world.source.push_is_held());
+        assert!(after.tracking.scans > before.tracking.scans + 100, "seed {seed}: the predictor goes on learning");
+        assert!(after.wire.control_bytes > before.wire.control_bytes, "the target hears of us");
+        let estimate = world.source.estimate(world.now);
+        assert!(estimate.remaining.is_none() && matches!(estimate.unfinished, Unfinished::Held { .. }), "{estimate:?}");
+        assert!(estimate.unfinished.to_string().contains("held by the user"));
+        let now = world.now;
+        world.source.continue_push(now).unwrap();
+        let (report, _) = world.migrate();
+        assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}: {report:#?}");
+        assert!(report.total_ms > 1500.0, "{report:#?}");
+    }
+}
+
+#[test]
+fn a_held_push_is_cancelled_and_a_target_that_went_silent_is_noticed() {
+    let held = |fault| {
+        let mut world = World::new(3, calm(), 20e6, fault, Arm::DEFAULT);
+        world.step_until_sent(50);
+        let now = world.now;
+        world.source.hold_push(now).unwrap();
+        world
+    };
+    let mut world = held(Fault::None);
+    world.step_for(ms(100));
+    let now = world.now;
+    world.source.handle_cancel(now);
+    assert_eq!(world.migrate().0.outcome, OutcomeKind::Cancelled);
+    let (report, _) = held(Fault::SilenceToSource(60)).migrate();
+    assert_eq!(report.outcome, OutcomeKind::Failed);
+    let reason = report.reason.unwrap();
+    assert!(reason.contains("silent") && reason.contains("holding the push"), "{reason}");
+}
+
+#[test]
+fn the_time_limit_is_answered_as_chosen() {
+    let with = |answer, after| {
+        let mut world = World::new(8, storm(), 5e6, Fault::None, Arm::DEFAULT);
+        world.source.set_time_limit(Some(TimeLimit { after, answer })).unwrap();
+        world.migrate().0
+    };
+    let aborted = with(AtTimeLimit::Abort, ms(400));
+    assert_eq!(aborted.outcome, OutcomeKind::NotConverged);
+    assert_eq!((aborted.downtime_ms, aborted.pause_cause), (0.0, None));
+    assert!((400.0..405.0).contains(&aborted.total_ms), "{aborted:#?}");
+    let reason = aborted.reason.unwrap();
+    for words in ["the time limit of 400 ms was over while pushing memory", "pages remain", "--at-time-limit switch"] {
+        assert!(reason.contains(words), "{reason}");
+    }
+    // In the observation, in the first pass and later.
+    for after in [ms(20), ms(100), ms(450)] {
+        let switched = with(AtTimeLimit::Switch, after);
+        assert_eq!((switched.outcome, switched.pause_cause), (OutcomeKind::Completed, Some(PauseCause::TimeLimit)));
+        let began = switched.phases.connect_ms + switched.phases.observe_ms + switched.phases.push_ms;
+        assert!((began - after.as_secs_f64() * 1e3).abs() < 5.0, "{switched:#?}");
+        assert!(switched.downtime_ms > switched.downtime_limit_ms, "{switched:#?}");
+    }
+    let mut calm = World::new(5, calm(), 20e6, Fault::None, Arm::DEFAULT);
+    calm.source.set_time_limit(Some(TimeLimit { after: ms(10_000), answer: AtTimeLimit::Abort })).unwrap();
+    let (report, _) = calm.migrate();
+    assert_eq!((report.outcome, report.pause_cause), (OutcomeKind::Completed, Some(PauseCause::Plan)));
+}
+
+/// The user who holds the push does not want the guest paused; an end is an end.
+#[test]
+fn a_time_limit_that_ends_while_the_push_is_held_aborts_or_waits() {
+    let held = |answer| {
+        let mut world = World::new(8, storm(), 5e6, Fault::None, Arm::DEFAULT);
+        world.step_until_sent(10);
+        let now = world.now;
+        world.source.set_time_limit(Some(TimeLimit { after: now + ms(100), answer })).unwrap();
+        world.source.hold_push(now).unwrap();
+        world
+    };
+    assert_eq!(held(AtTimeLimit::Abort).migrate().0.outcome, OutcomeKind::NotConverged);
+    let mut world = held(AtTimeLimit::Switch);
+    world.step_for(ms(500));
+    assert!(world.source_runs && world.source.push_is_held());
+    let now = world.now;
+    assert!(world.source.poll_timeout().is_some_and(|at| at > now), "a driver that waits does not spin");
+    world.source.continue_push(now).unwrap();
+    let (report, _) = world.migrate();
+    assert_eq!((report.outcome, report.pause_cause), (OutcomeKind::Completed, Some(PauseCause::TimeLimit)));
+}
+
+#[test]
+fn limits_changed_while_running_are_obeyed() {
+    // A limit that nothing fits, then one that everything fits.
+    let mut world = World::new(8, storm(), 5e6, Fault::None, Arm::DEFAULT);
+    world.step_for(ms(300));
+    world.source.set_downtime_limit(ms(5000)).unwrap();
+    let (report, _) = world.migrate();
+    assert_eq!((report.outcome, report.downtime_limit_ms), (OutcomeKind::Completed, 5000.0), "{report:#?}");
+    assert!(report.total_ms < 3500.0, "{report:#?}");
+
+    let mut world = World::new(8, calm(), 50e6, Fault::None, Arm::DEFAULT);
+    let (now, zero) = (world.now, Some(0));
+    assert_eq!(world.source.set_bandwidth_cap(now, zero), Err(ChangeError::ZeroBandwidth));
+    world.source.set_bandwidth_cap(now, Some(500_000)).unwrap();
+    let mut bytes_before = 0;
+    for cap in [500_000, 4_000_000, 1_000_000] {
+        let now = world.now;
+        world.source.set_bandwidth_cap(now, Some(cap)).unwrap();
+        world.step_for(ms(300));
+        let sent = world.source.wire_bytes() - bytes_before;
+        bytes_before = world.source.wire_bytes();
+        let share = sent as f64 / (0.3 * cap as f64);
+        assert!((0.8..1.25).contains(&share), "{sent} bytes in 300 ms at {cap} bytes/s");
+    }
+    let now = world.now;
+    world.source.set_bandwidth_cap(now, None).unwrap();
+    let (report, _) = world.migrate();
+    assert_eq!(report.outcome, OutcomeKind::Completed, "{report:#?}");
+    assert!(report.total_ms < 1500.0, "{report:#?}");
+}
+
+#[test]
+fn what_comes_too_late_is_refused() {
+    let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::DEFAULT);
+    while world.source_runs {
+        assert!(!world.step());
+    }
+    let now = world.now;
+    let source = &mut world.source;
+    let refused = [
+        source.hold_push(now),
+        source.continue_push(now),
+        source.set_downtime_limit(ms(1)),
+        source.set_time_limit(Some(TimeLimit { after: ms(1), answer: AtTimeLimit::Abort })),
+    ];
+    assert!(refused.iter().all(|result| matches!(result, Err(ChangeError::TooLate { .. }))), "{refused:?}");
+    source.set_bandwidth_cap(now, Some(10_000_000)).unwrap();
+    while !world.step() {}
+    let now = world.now;
+    assert_eq!(world.source.set_bandwidth_cap(now, None), Err(ChangeError::TooLate { doing: "done" }));
+    assert_eq!(world.source.estimate(now).remaining, Some(Duration::ZERO));
+    assert_eq!(world.migrate().0.outcome, OutcomeKind::Completed);
+}
+
+/// The guest is moved right, or stays, whatever the user changes and whatever fails meanwhile.
+#[test]
+fn changes_at_every_moment_leave_one_guest() {
+    let (mut completed, mut changes) = (0, 0);
+    for seed in 0..400 {
+        let mut random = Random(seed + 9000);
+        let guest = guest(&mut random);
+        let fault = match random.below(6) {
+            0 => Fault::Cancel(random.below(200)),
+            1 => Fault::Cut(random.below(1000)),
+            2 => Fault::SourceFails(random.below(200)),
+            _ => Fault::None,
+        };
+        let result = std::panic::catch_unwind(move || {
+            let mut world = World::new(seed, guest, 20e6, fault, Arm::of(seed));
+            let mut done = 0;
+            for _ in 0..2000 {
+                if world.step() {
+                    break;
+                }
+                let (now, value) = (world.now, random.below(1000));
+                let source = &mut world.source;
+                let change = match random.below(40) {
+                    0 => source.set_bandwidth_cap(now, (value > 100).then_some(value * 50_000)),
+                    1 => source.set_downtime_limit(ms(value)),
+                    2 => source.hold_push(now),
+                    3 | 4 => source.continue_push(now),
+                    5 => {
+                        let answer = if value % 2 == 0 { AtTimeLimit::Abort } else { AtTimeLimit::Switch };
+                        source.set_time_limit((value > 300).then_some(TimeLimit { after: ms(value), answer }))
+                    }
+                    _ => continue,
+                };
+                done += u64::from(change.is_ok());
+                let estimate = source.estimate(now);
+                assert!(!estimate.unfinished.to_string().is_empty());
+            }
+            let now = world.now;
+            let _ = world.source.continue_push(now);
+            (world.migrate().0.outcome, done)
+        });
+        let (outcome, done) = result.unwrap_or_else(|_| panic!("seed {seed}, fault {fault:?}"));
+        completed += u64::from(outcome == OutcomeKind::Completed);
+        changes += done;
+    }
+    assert!(completed > 100 && changes > 1000, "{completed} completed, {changes} changes");
+}
+
+#[test]
+fn the_estimate_says_how_long_it_takes_and_why() {
+    let idle = Guest { hot_pages: 1, writes_per_ms: 0, save_writes: false, discards: false, granule: 1 };
+    let mut world = World::new(4, idle, 2e6, Fault::None, Arm::PLAIN);
+    assert_eq!(world.source.estimate(world.now).unfinished, Unfinished::Greeting);
+    world.source_memory.chunks_mut(8).for_each(|word| word[0] = 1);
+    world.step_until_sent(200);
+    let (now, estimate) = (world.now, world.source.estimate(world.now));
+    assert!(matches!(estimate.unfinished, Unfinished::FirstPass { new_pages: 300..=400, .. }), "{estimate:?}");
+    let (report, _) = world.migrate();
+    let left = report.total_ms / 1e3 - now.as_secs_f64();
+    let foretold = estimate.remaining.unwrap().as_secs_f64();
+    assert!((foretold / left - 1.0).abs() < 0.2, "{foretold} s foretold, it took {left} s");
+
+    let mut world = World::new(8, storm(), 5e6, Fault::None, Arm::DEFAULT);
+    while world.source.passes() == 0 {
+        assert!(!world.step());
+    }
+    world.step_for(ms(200));
+    let estimate = world.source.estimate(world.now);
+    assert_eq!(estimate.remaining, None, "{estimate:?}");
+    let why = estimate.unfinished.to_string();
+    for words in ["pages remain = ", " ms of pause, limit 60 ms", "the guest writes ", " pages/s, the path carries "] {
+        assert!(why.contains(words), "{why}");
+    }
+    let Unfinished::Rest { written_pages_per_s: Some(written), carried_pages_per_s: Some(carried), .. } =
+        estimate.unfinished
+    else {
+        panic!("{estimate:?}")
+    };
+    assert!(written > 10.0 * carried, "{estimate:?}");
+    let after = world.now + ms(1000);
+    world.source.set_time_limit(Some(TimeLimit { after, answer: AtTimeLimit::Switch })).unwrap();
+    let foretold = world.source.estimate(world.now).remaining.unwrap();
+    assert!(foretold > ms(1000) && foretold < ms(2000), "{foretold:?}");
+    world.source.set_downtime_limit(ms(1)).unwrap();
+    let why = world.source.estimate(world.now).unfinished.to_string();
+    assert!(why.contains("the fixed part of the pause") && why.contains("exceeds the limit of 1 ms"), "{why}");
+}
+
+impl World {
+    /// A guest that does not converge by itself, moved in this way.
+    fn stuck(seed: u64, guest: Guest, if_stuck: IfStuck, fault: Fault, arm: Arm) -> Self {
+        let mut world = Self::new(seed, guest, 5e6, fault, arm);
+        let predictor: Box<dyn Predictor> = if arm.predict {
+            Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(PAGES)))
+        } else {
+            Box::new(NoPrediction)
+        };
+        let config = SourceConfig { if_stuck, ..source_config(seed, arm.predict, world.verify) };
+        // Time enough for a step and what comes of it.
+        let patience = Patience { passes: 5, time: ms(2000) };
+        world.source = Source::new(config, predictor, arm.policy.build(patience));
+        // As deltas, the pages would fit.
+        world.sent_memory = None;
+        world
+    }
+}
+
+/// Rewrites half of its pages so fast that it has to be slowed to a tenth or so.
+fn hot_storm() -> Guest {
+    Guest { hot_pages: PAGES / 2, writes_per_ms: 20, save_writes: true, discards: false, granule: 1 }
+}
+
+#[test]
+fn a_storm_converges_when_it_is_slowed() {
+    for seed in 0..6 {
+        for arm in [Arm::DEFAULT, Arm::PLAIN, Arm { predict: false, policy: PolicySpec::Qemu }] {
+            let (alone, _) = World::stuck(seed, hot_storm(), IfStuck::Abort, Fault::None, arm).migrate();
+            assert_eq!(alone.outcome, OutcomeKind::NotConverged, "seed {seed}, {arm:?}: {alone:#?}");
+            assert_eq!((alone.if_stuck, alone.throttle), ("abort", None));
+            let (report, _) = World::stuck(seed, hot_storm(), IfStuck::Throttle, Fault::None, arm).migrate();
+            assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}, {arm:?}: {report:#?}");
+            assert_eq!((report.if_stuck, report.pause_cause), ("throttle", Some(PauseCause::Plan)));
+            let throttle = report.throttle.unwrap();
+            assert!(throttle.steps > 0 && (20.0..=95.0).contains(&throttle.max_percent), "{throttle:?}");
+            assert!(throttle.throttled_ms > 0.0 && throttle.throttled_ms < report.total_ms, "{report:#?}");
+            assert_eq!(report.limit_waived, None);
+        }
+    }
+}
+
+#[test]
+fn a_guest_that_converges_is_not_slowed() {
+    for seed in 0..40 {
+        let guest = guest(&mut Random(seed + 1000));
+        let mut world = World::new(seed, guest, 20e6, Fault::None, Arm::of(seed));
+        let arm = Arm::of(seed);
+        let World { source, .. } = World::stuck(seed, calm(), IfStuck::Throttle, Fault::None, arm);
+        world.source = source;
+        let (report, _) = world.migrate();
+        assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}: {report:#?}");
+        assert_eq!(report.throttle, None, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_does_not_converge_slowed_as_much_as_possible_is_given_up() {
+    let (report, _) = World::stuck(5, storm(), IfStuck::Throttle, Fault::None, Arm::DEFAULT).migrate();
+    assert_eq!(report.outcome, OutcomeKind::NotConverged, "{report:#?}");
+    assert!(report.reason.unwrap().contains("although the guest was slowed by 95 %"));
+    assert_eq!(report.throttle.map(|throttle| throttle.max_percent.round()), Some(95.0));
+}
+
+#[test]
+fn a_storm_is_paused_beyond_the_limit_where_the_user_wants_that() {
+    for seed in 0..6 {
+        for arm in [Arm::DEFAULT, Arm::PLAIN, Arm { predict: false, policy: PolicySpec::Qemu }] {
+            let (report, _) = World::stuck(seed, hot_storm(), IfStuck::Switch, Fault::None, arm).migrate();
+            assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}, {arm:?}: {report:#?}");
+            assert_eq!((report.if_stuck, report.pause_cause), ("switch", Some(PauseCause::Stuck)));
+            let waived = report.limit_waived.unwrap();
+            let expected = waived.expected_downtime_ms.unwrap();
+            assert!(expected > report.downtime_limit_ms, "{report:#?}");
+            assert!(report.downtime_ms > report.downtime_limit_ms, "{report:#?}");
+            assert_eq!(report.throttle, None);
+            assert!(report.pages.stop < PAGES, "no better than pausing at once: {report:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_guest_is_not_slowed_while_the_push_is_held() {
+    let mut world = World::stuck(3, hot_storm(), IfStuck::Throttle, Fault::None, Arm::DEFAULT);
+    while world.share == 1.0 {
+        assert!(!world.step(), "ended without being slowed");
+    }
+    let share = world.share;
+    let now = world.now;
+    world.source.hold_push(now).unwrap();
+    world.step_for(ms(300));
+    assert_eq!(world.share, 1.0);
+    let now = world.now;
+    world.source.continue_push(now).unwrap();
+    world.step_for(ms(5));
+    assert_eq!(world.share, share);
+    let (report, _) = world.migrate();
+    assert_eq!(report.outcome, OutcomeKind::Completed, "{report:#?}");
+    let throttle = report.throttle.unwrap();
+    assert!(throttle.throttled_ms < report.total_ms - 300.0, "{report:#?}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 60, ..Default::default() })]
+
+    /// Whatever fails once the guest is slowed, and when: it has all of its processor time where it runs, which
+    /// `World::migrate` checks.
+    #[test]
+    fn a_slowed_guest_is_given_its_time_back_at_every_end(
+        seed in 0_u64..1000,
+        kind in 0..8,
+        after in 0_u64..600,
+        predict in proptest::bool::ANY,
+    ) {
+        let arm = Arm { predict, policy: PolicySpec::Vmferry };
+        let mut world = World::stuck(seed, hot_storm(), IfStuck::Throttle, Fault::None, arm);
+        while world.share == 1.0 {
+            assert!(!world.step(), "ended without being slowed");
+        }
+        let (frame, action) = (world.to_target.sent + after, world.actions + after);
+        world.fault = match kind {
+            0 => Fault::SilenceToTarget(frame),
+            1 => Fault::SilenceToSource(world.to_source.sent + after / 2),
+            2 => Fault::Cut(frame),
+            3 => Fault::Flip(frame),
+            4 => Fault::Cancel(action),
+            5 => Fault::SourceFails(action),
+            6 => Fault::LoadFails,
+            _ => Fault::RunFails,
+        };
+        world.migrate();
+    }
+}
+
+/// A driver that cannot slow the guest, or cannot give it its time back: that ends the migration, and is tried some times.
+#[test]
+fn a_guest_that_cannot_be_slowed_is_left_alone() {
+    for lifts_fail in [0, 2, 3, 99] {
+        let mut world = World::stuck(1, hot_storm(), IfStuck::Throttle, Fault::None, Arm::DEFAULT);
+        world.failing_throttles = Some(lifts_fail);
+        while !world.step() {}
+        let report = world.source.report(world.now);
+        assert_eq!(report.outcome, OutcomeKind::Failed, "{report:#?}");
+        let reason = report.reason.unwrap();
+        assert!(reason.contains("no control group"), "{reason}");
+        assert_eq!(reason.contains("could not be given all of its processor time back"), lifts_fail >= 3, "{reason}");
+        assert!(world.source_runs && report.downtime_ms == 0.0);
+        assert_eq!(report.throttle, None);
+    }
+}
+
+/// A policy that pauses at the first moment is not asked while the push is held, also where it was held before it began.
+#[test]
+fn a_push_that_is_held_before_it_begins_does_not_pause_the_guest() {
+    for policy in PolicySpec::ALL {
+        let mut world = World::new(2, calm(), 20e6, Fault::None, Arm { predict: true, policy });
+        let now = world.now;
+        world.source.hold_push(now).unwrap();
+        world.step_for(ms(500));
+        assert!(world.source_runs && world.source.report(world.now).pages.sent == 0, "{policy}");
+        let now = world.now;
+        world.source.continue_push(now).unwrap();
+        assert_eq!(world.migrate().0.outcome, OutcomeKind::Completed, "{policy}");
+    }
+}
+
+/// What did not become less before the push was held, or a limit changed, is given time again.
+#[test]
+fn patience_begins_anew_after_a_change() {
+    let end = |change: fn(&mut Source, Duration)| {
+        let mut world = World::new(8, storm(), 5e6, Fault::None, Arm::DEFAULT);
+        while world.source.passes() < 2 {
+            assert!(!world.step());
+        }
+        let now = world.now;
+        change(&mut world.source, now);
+        world.migrate().0.total_ms
+    };
+    let undisturbed = end(|_, _| {});
+    let changed = end(|source, _| source.set_downtime_limit(ms(61)).unwrap());
+    assert!(changed > undisturbed + 50.0, "given up after {changed} ms, without a change after {undisturbed} ms");
+}
+
+#[test]
+fn a_driver_that_waits_wakes_up_for_the_time_limit() {
+    let policy = PolicySpec::Vmferry.build(PATIENCE);
+    let mut source = Source::new(source_config(1, false, false), Box::new(NoPrediction), policy);
+    source.set_time_limit(Some(TimeLimit { after: ms(300), answer: AtTimeLimit::Abort })).unwrap();
+    assert!(matches!(source.poll_action(ms(0)), Some(Action::Send(Message::Hello(_)))));
+    source.handle_message_sent(ms(0), 100);
+    assert_eq!((source.poll_action(ms(299)), source.poll_timeout()), (None, Some(ms(300))));
+    assert!(matches!(source.poll_action(ms(300)), Some(Action::Send(Message::Abort(_)))));
 }

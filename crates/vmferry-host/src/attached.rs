@@ -13,12 +13,14 @@ use vmferry_core::pages::{Owners, PageRun, WholeGuest};
 use vmferry_core::plan::FixedCosts;
 use vmferry_core::wire::MAX_DEVICE_STATE_BYTES;
 
+use crate::direct_reads::DirectReads;
 use crate::guard::{Guard, GuardProgram};
 use crate::link::LinkError;
 use crate::memory::GuestMemory;
 use crate::qemu::{Finding, Inspection, QemuGuest, RamAccess, Settings, Severity};
 use crate::spaces::Ownership;
 use crate::stop_time::{StopTime, Turns};
+use crate::throttle::{Throttle, ThrottleError, ThrottleWay};
 use crate::track::{Region, ScanStats, Tracker};
 use crate::vmm::{Machine, STEP_TIMEOUT, SourceVmm, TargetVmm, VmmError};
 
@@ -42,8 +44,12 @@ pub struct QemuSource {
     tracker: Tracker,
     ownership: Option<Ownership>,
     stop_time: StopTime,
+    /// Where disks are read past the page tables.
+    direct_reads: Option<DirectReads>,
     settings: Settings,
     guard: Option<Guard>,
+    throttle: Option<Throttle>,
+    throttle_way: ThrottleWay,
     stream: Option<Receiver<std::io::Result<Vec<u8>>>>,
     /// QEMU was told of a migration, and nobody took it back yet.
     touched: bool,
@@ -63,6 +69,12 @@ impl QemuSource {
             .map(|(index, block)| Region { pages: ram.layout.block_pages(index), address: block.mapping.address });
         let tracker = Tracker::attach(guest.pid(), regions.collect())?;
         let memory = GuestMemory::from_qemu(ram, RamAccess::Read)?;
+        let direct_reads = guest.reads_disks_directly()?.then(|| DirectReads::new(memory.layout().total_pages()));
+        if direct_reads.is_some() {
+            tracing::info!("disks are read straight into guest RAM: their requests are waited for again and again");
+            // What had begun before the tracking is marked by nothing.
+            guest.source().wait_for_requests()?;
+        }
         let settings = guest.source().save_settings()?;
         let guard = match guard {
             Some(program) => {
@@ -78,8 +90,11 @@ impl QemuSource {
             tracker,
             ownership: None,
             stop_time: StopTime::default(),
+            direct_reads,
             settings,
             guard,
+            throttle: None,
+            throttle_way: ThrottleWay::default(),
             stream: None,
             touched: false,
         })
@@ -88,6 +103,33 @@ impl QemuSource {
     /// The QEMU.
     pub fn guest(&mut self) -> &mut QemuGuest {
         &mut self.guest
+    }
+
+    /// How the guest may be slowed, if it is to be.
+    pub fn set_throttle_way(&mut self, way: ThrottleWay) {
+        self.throttle_way = way;
+    }
+
+    fn slow_down(&mut self, share: f64) -> Result<(), VmmError> {
+        if let Some(throttle) = &mut self.throttle {
+            return Ok(throttle.set(share)?);
+        }
+        let (pid, tids) = (self.guest.pid(), self.guest.vcpu_threads()?);
+        if tids.is_empty() {
+            return Err(ThrottleError::NoThreads { pid }.into());
+        }
+        let guard = self.guard.as_mut();
+        Ok(Throttle::begin(&mut self.throttle, (pid, &tids), share, self.throttle_way, guard)?)
+    }
+
+    fn give_time_back(&mut self) -> Result<(), ThrottleError> {
+        let Some(throttle) = &mut self.throttle else { return Ok(()) };
+        throttle.lift()?;
+        self.throttle = None;
+        if let Some(guard) = &mut self.guard {
+            guard.unthrottled();
+        }
+        Ok(())
     }
 
     /// Ends the QEMU, whose guest runs elsewhere now.
@@ -161,11 +203,31 @@ impl SourceVmm for QemuSource {
     }
 
     fn scan(&mut self, relaxed: bool, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {
-        Ok(if relaxed { self.tracker.scan_epoch(written) } else { self.tracker.scan(written) }?)
+        let from = written.len();
+        let stats = if relaxed { self.tracker.scan_epoch(written) } else { self.tracker.scan(written) }?;
+        if let Some(reads) = &mut self.direct_reads {
+            if !self.touched {
+                let start = Instant::now();
+                if !reads.may_wait(start) {
+                    reads.doubt(&written[from..]);
+                    return Ok(stats);
+                }
+                self.guest.source().wait_for_requests()?;
+                reads.waited(Instant::now(), start.elapsed());
+            }
+            reads.settle(written, from);
+        }
+        Ok(stats)
     }
 
     fn scan_run(&mut self, run: PageRun, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {
-        Ok(self.tracker.scan_run(run, written)?)
+        let from = written.len();
+        let stats = self.tracker.scan_run(run, written)?;
+        // The pages are read right after this. Of a stopped guest there are no requests.
+        if let Some(reads) = self.direct_reads.as_mut().filter(|_| !self.touched) {
+            reads.doubt(&written[from..]);
+        }
+        Ok(stats)
     }
 
     fn tell_owners_apart(&mut self) {
@@ -203,6 +265,9 @@ impl SourceVmm for QemuSource {
         // QEMU sends its ROMs before it pauses, more than a socket holds: somebody has to read from now on.
         self.stream = Some(read_in_background(ours));
         let paused = self.guest.source().wait_pre_switchover(STEP_TIMEOUT)?;
+        if let Some(throttle) = &mut self.throttle {
+            throttle.guest_stands_still();
+        }
         Ok(paused.stopped_at.unwrap_or(paused.seen_at))
     }
 
@@ -233,6 +298,10 @@ impl SourceVmm for QemuSource {
         self.take_back()
     }
 
+    fn throttle(&mut self, share: f64) -> Result<(), VmmError> {
+        if share < 1.0 { self.slow_down(share) } else { Ok(self.give_time_back()?) }
+    }
+
     fn released(&mut self) {
         self.touched = false;
         if let Some(guard) = self.guard.take() {
@@ -243,10 +312,15 @@ impl SourceVmm for QemuSource {
 
 impl Drop for QemuSource {
     fn drop(&mut self) {
-        if self.touched
-            && let Err(error) = self.take_back()
-        {
-            tracing::error!(error = crate::vmm::describe(&error), "could not let the guest go on; the guard will try");
+        let taken_back = if self.touched { self.take_back() } else { Ok(()) };
+        if let Err(error) = &taken_back {
+            tracing::error!(error = crate::vmm::describe(error), "could not let the guest go on; the guard will try");
+        }
+        let lifted = self.give_time_back();
+        if let Err(error) = &lifted {
+            tracing::error!(error = crate::vmm::describe(error), "the guest's threads stay in control groups");
+        }
+        if taken_back.is_err() || lifted.is_err() {
             // Without the word to leave, the guard takes over when our end closes.
             return;
         }

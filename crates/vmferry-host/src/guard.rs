@@ -3,7 +3,7 @@
 //! Between QEMU's stop and the hand-over the guest stands still and only we know why. If we are killed then, nobody
 //! would ever continue it. So before anything is changed in QEMU a small process is started that holds the same
 //! monitor connection and waits for the end of ours: then it cancels QEMU's migration, lets the guest go on and puts
-//! the settings back. Right before the hand-over is sent it is told to leave: from then on nothing runs the guest here.
+//! the settings back. A guest that is slowed by control groups is given its time back. Right before the hand-over is sent it is told to leave: from then on nothing runs the guest here.
 
 use std::ffi::OsString;
 use std::io;
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::channel::Channel;
 use crate::qemu::{Settings, Source};
 use crate::qmp::QmpClient;
+use crate::throttle::Groups;
 use crate::vmm::describe;
 
 /// How long the guard tries to bring the guest back.
@@ -41,6 +42,8 @@ struct Charge {
 #[derive(Debug, Serialize, Deserialize)]
 enum Word {
     Leave,
+    /// The guest's threads are, or will be, in these control groups; or are not any more.
+    Throttled(Option<Groups>),
 }
 
 /// A guard on duty.
@@ -66,6 +69,22 @@ impl Guard {
         Ok(Self { child, channel })
     }
 
+    /// Has the guard put the guest's threads back, too.
+    pub(crate) fn throttled(&mut self, groups: &Groups) {
+        self.say(&Word::Throttled(Some(groups.clone())));
+    }
+
+    /// The guest's threads are where they were.
+    pub(crate) fn unthrottled(&mut self) {
+        self.say(&Word::Throttled(None));
+    }
+
+    fn say(&mut self, word: &Word) {
+        if let Err(error) = self.channel.send(word, &[]) {
+            tracing::warn!(%error, "the guard has ended: nobody brings the guest back if we do, too");
+        }
+    }
+
     /// Tells the guard that the guest needs it no longer, and waits until it has gone. A guard that has died before is
     /// as good.
     pub(crate) fn leave(mut self) {
@@ -85,14 +104,22 @@ pub fn run_guard(stdin: OwnedFd) -> io::Result<()> {
     let mut channel = Channel::new(UnixStream::from(stdin));
     let Some((Charge { settings }, mut fds)) = channel.receive::<Charge>()? else { return Ok(()) };
     let monitor = fds.pop().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no monitor was passed"))?;
-    if let Ok(Some((Word::Leave, _))) = channel.receive::<Word>() {
-        return Ok(());
+    let mut groups = None;
+    loop {
+        match channel.receive::<Word>() {
+            Ok(Some((Word::Leave, _))) => return Ok(()),
+            Ok(Some((Word::Throttled(now), _))) => groups = now,
+            Ok(None) | Err(_) => break,
+        }
     }
     tracing::warn!("vmferry has ended in the middle of a migration; letting the guest go on");
     let mut qmp = QmpClient::adopt(monitor).map_err(|error| io::Error::other(describe(&error)))?;
     let mut source = Source::new(&mut qmp);
-    source
+    let resumed = source
         .cancel_and_resume(settings.was_running, RESUME_TIMEOUT)
         .and_then(|()| source.restore_settings(&settings))
-        .map_err(|error| io::Error::other(describe(&error)))
+        .map_err(|error| io::Error::other(describe(&error)));
+    // Whatever became of the one, the other is tried.
+    let lifted = groups.map_or(Ok(()), |groups| groups.undo()).map_err(|error| io::Error::other(describe(&error)));
+    resumed.and(lifted)
 }

@@ -211,17 +211,18 @@ impl Link {
     /// # Errors
     /// [`LinkError::Io`].
     pub(crate) fn wait_readable(&self, timeout: Duration) -> Result<(), LinkError> {
-        self.wait_for(true, None, timeout)
+        self.wait_for(true, [None, None], timeout)
     }
 
-    /// Waits until the peer can be read from, if that is wanted, or `other` can, the time is over, or it was cancelled.
+    /// Waits until the peer can be read from, if that is wanted, or one of the others can, the time is over, or it was
+    /// cancelled.
     ///
     /// # Errors
     /// [`LinkError::Io`].
     pub(crate) fn wait_for(
         &self,
         wants_frame: bool,
-        other: Option<BorrowedFd<'_>>,
+        others: [Option<BorrowedFd<'_>>; 2],
         timeout: Duration,
     ) -> Result<(), LinkError> {
         if wants_frame && self.has_frame() {
@@ -231,7 +232,8 @@ impl Link {
         let fds = [
             (self.stream.as_fd(), flags(wants_frame)),
             (self.cancel.as_fd(), self.cancel_flags(true)),
-            (other.unwrap_or(self.cancel.as_fd()), flags(other.is_some())),
+            (others[0].unwrap_or(self.cancel.as_fd()), flags(others[0].is_some())),
+            (others[1].unwrap_or(self.cancel.as_fd()), flags(others[1].is_some())),
         ];
         wait(&fds, Some(timeout))?;
         Ok(())

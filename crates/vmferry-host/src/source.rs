@@ -3,9 +3,12 @@
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use vmferry_core::engine::{Action, Encoded, OutcomeKind, Report, SentPages, Source, SourceConfig};
+use vmferry_core::engine::{
+    Action, AtTimeLimit, ChangeError, Encoded, OutcomeKind, Report, SentPages, Source, SourceConfig, TimeLimit,
+    Unfinished,
+};
 use vmferry_core::pages::{PAGE_BYTES, PageRun};
-use vmferry_core::plan::{AtRead, Patience, PolicySpec};
+use vmferry_core::plan::{AtRead, IfStuck, Patience, PolicySpec};
 use vmferry_core::predict::PredictorSpec;
 use vmferry_core::wire::{
     Digests, Encoding, Join, MAX_DEVICE_CHUNK_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_STREAMS,
@@ -14,6 +17,7 @@ use vmferry_core::wire::{
 
 use crate::cancel::Cancel;
 use crate::compress::{Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Path, is_zero};
+use crate::control::{Change, Command, Controls, Limits, Pages as PageCounts, Reason, Refusal, RefusalKind};
 use crate::link::{Link, LinkError};
 use crate::memory::GuestMemory;
 use crate::vmm::{SourceVmm, VmmError, describe};
@@ -36,6 +40,10 @@ pub struct MigrateOptions {
     pub downtime_limit: Duration,
     /// The most bytes per second; `None`: as the path allows.
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// The most time until the pause, counted from the beginning; `None`: without end.
+    pub time_limit: Option<Duration>,
+    /// What happens when it is over.
+    pub at_time_limit: AtTimeLimit,
     /// Who predicts the working set.
     pub predictor: PredictorSpec,
     /// Tell the guest's address spaces apart where the VMM can, so that each has a tree of its own.
@@ -54,6 +62,8 @@ pub struct MigrateOptions {
     pub stall_timeout: Duration,
     /// When to give up.
     pub patience: Patience,
+    /// What to do then.
+    pub if_stuck: IfStuck,
     /// What is done to pages to make them smaller.
     pub compress: Compress,
     /// The most connections that carry pages, the first one included.
@@ -67,6 +77,8 @@ impl Default for MigrateOptions {
         Self {
             downtime_limit: Duration::from_millis(300),
             bandwidth_bytes_per_s: None,
+            time_limit: None,
+            at_time_limit: AtTimeLimit::Abort,
             predictor: PredictorSpec::default(),
             address_spaces: true,
             policy: PolicySpec::Vmferry,
@@ -76,6 +88,7 @@ impl Default for MigrateOptions {
             observe: Duration::ZERO,
             stall_timeout: Duration::from_secs(10),
             patience: Patience { passes: 8, time: Duration::from_secs(5) },
+            if_stuck: IfStuck::default(),
             compress: Compress::Auto,
             streams: default_streams(),
             delta_cache_bytes: 64 << 20,
@@ -108,6 +121,10 @@ pub struct Progress {
     pub wire_bytes: u64,
     /// Measured.
     pub bandwidth_bytes_per_s: Option<f64>,
+    /// The time until the guest runs on the target; `None` where that cannot be said.
+    pub remaining: Option<Duration>,
+    /// Why it has not ended.
+    pub unfinished: Unfinished,
 }
 
 /// Moves the guest to whoever is at the other end of `stream`, by further connections to the same address if the other end
@@ -118,6 +135,18 @@ pub fn migrate(
     stream: TcpStream,
     options: &MigrateOptions,
     cancel: &Cancel,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<Report, VmmError> {
+    migrate_with(vmm, stream, options, cancel, None, progress)
+}
+
+/// As [`migrate`]; shown and changed by `controls`, if there are any.
+pub fn migrate_with(
+    vmm: &mut dyn SourceVmm,
+    stream: TcpStream,
+    options: &MigrateOptions,
+    cancel: &Cancel,
+    controls: Option<&Controls>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<Report, VmmError> {
     let peer = stream.peer_addr().map_err(LinkError::Io)?;
@@ -145,6 +174,7 @@ pub fn migrate(
         stall_timeout: options.stall_timeout,
         fixed: vmm.fixed_costs(),
         encodings: options.compress.encodings(!cache.is_off()),
+        if_stuck: options.if_stuck,
         streams: options.streams.clamp(1, MAX_STREAMS),
     };
     let encoders = EncoderPool::new();
@@ -153,8 +183,12 @@ pub fn migrate(
     for shadow in &options.shadows {
         source.add_shadow(shadow.build(options.patience));
     }
+    let time_limit = options.time_limit.map(|after| TimeLimit { after, answer: options.at_time_limit });
+    source.set_time_limit(time_limit).expect("it has not begun");
     let driver = Driver {
         vmm,
+        controls,
+        at_time_limit: options.at_time_limit,
         migration,
         peer,
         stall_timeout: options.stall_timeout,
@@ -165,7 +199,6 @@ pub fn migrate(
         encoders,
         cache,
         batch: None,
-        bandwidth_cap_bytes_per_s: options.bandwidth_bytes_per_s,
         is_paused: false,
         start: Instant::now(),
         buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
@@ -180,6 +213,9 @@ pub fn migrate(
 
 struct Driver<'a> {
     vmm: &'a mut dyn SourceVmm,
+    controls: Option<&'a Controls>,
+    /// What is answered to a time limit that is set without an answer.
+    at_time_limit: AtTimeLimit,
     migration: MigrationId,
     peer: SocketAddr,
     stall_timeout: Duration,
@@ -193,7 +229,6 @@ struct Driver<'a> {
     cache: DeltaCache,
     /// Being filled.
     batch: Option<Batch>,
-    bandwidth_cap_bytes_per_s: Option<u64>,
     is_paused: bool,
     start: Instant,
     buffer: Vec<u8>,
@@ -210,13 +245,16 @@ impl Driver<'_> {
     }
 
     fn run(mut self, cancel: &Cancel, progress: &mut dyn FnMut(&Progress)) -> Report {
+        if let Some(controls) = self.controls {
+            controls.begin();
+            self.publish();
+        }
         loop {
             self.hear();
-            if !self.cancelled && cancel.is_cancelled() {
-                self.cancelled = true;
-                self.links.iter_mut().for_each(Link::ignore_cancel);
-                self.source.handle_cancel(self.now());
+            if cancel.is_cancelled() {
+                self.cancel();
             }
+            self.obey();
             self.tell(progress);
             match self.source.poll_action(self.now()) {
                 Some(Action::End) => break,
@@ -229,14 +267,18 @@ impl Driver<'_> {
                     let until = self.source.poll_timeout().unwrap_or(Duration::MAX);
                     let wait = until.saturating_sub(self.now()).min(WAIT_MAX);
                     if !wait.is_zero()
-                        && let Err(error) = self.links[0].wait_readable(wait)
+                        && let Err(error) = self.wait(wait)
                     {
                         self.fail(&VmmError::Link(error));
                     }
                 }
             }
         }
+        self.publish();
         let mut report = self.source.report(self.now());
+        if let Some(controls) = self.controls {
+            controls.end(Some(outcome_name(report.outcome)));
+        }
         report.address_spaces = self.vmm.owners_report();
         if report.outcome == OutcomeKind::Completed {
             tracing::info!(downtime_ms = report.downtime_ms, "the guest runs on the target");
@@ -289,6 +331,7 @@ impl Driver<'_> {
             | VmmError::DeviceStateTooLarge { .. }
             | VmmError::DeviceStateLate { .. }
             | VmmError::NotRunning { .. }
+            | VmmError::Throttle(_)
             | VmmError::Host { .. } => self.source.handle_failure(now, describe(error)),
         }
     }
@@ -297,6 +340,8 @@ impl Driver<'_> {
         let elapsed = self.now();
         if elapsed.saturating_sub(self.told) >= PROGRESS_INTERVAL {
             self.told = elapsed;
+            self.publish();
+            let estimate = self.source.estimate(elapsed);
             progress(&Progress {
                 doing: self.source.doing(),
                 elapsed,
@@ -305,8 +350,94 @@ impl Driver<'_> {
                 pass: self.source.passes() + 1,
                 wire_bytes: self.source.wire_bytes(),
                 bandwidth_bytes_per_s: self.source.bandwidth_bytes_per_s(),
+                remaining: estimate.remaining,
+                unfinished: estimate.unfinished,
             });
         }
+    }
+
+    fn cancel(&mut self) {
+        if !self.cancelled {
+            self.cancelled = true;
+            self.links.iter_mut().for_each(Link::ignore_cancel);
+            self.source.handle_cancel(self.now());
+        }
+    }
+
+    /// Waits until the target has said something, a command came, or the time is over.
+    fn wait(&self, time: Duration) -> Result<(), LinkError> {
+        self.links[0].wait_for(true, [self.controls.map(Controls::waker), None], time)
+    }
+
+    /// Carries out the commands that came.
+    fn obey(&mut self) {
+        let Some(controls) = self.controls else { return };
+        for (ticket, command) in controls.take_commands() {
+            tracing::info!(?command, "a command from the control socket");
+            let result = self.carry_out(command);
+            self.publish();
+            controls.answer(ticket, result.map_err(refusal));
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) -> Result<(), ChangeError> {
+        let now = self.now();
+        match command {
+            Command::Set(change) => self.set(now, &change),
+            Command::Hold => self.source.hold_push(now),
+            Command::Continue => self.source.continue_push(now),
+            Command::Cancel if self.source.handed_over() => Err(ChangeError::TooLate { doing: self.source.doing() }),
+            Command::Cancel => {
+                // At once, before the next action can be the hand-over.
+                self.cancel();
+                Ok(())
+            }
+        }
+    }
+
+    /// All of the change or nothing: what can be refused last is refused first.
+    fn set(&mut self, now: Duration, change: &Change) -> Result<(), ChangeError> {
+        if let Some(limit) = change.downtime_limit {
+            self.source.set_downtime_limit(limit)?;
+        }
+        if change.time_limit.is_some() || change.at_time_limit.is_some() {
+            let answer = change.at_time_limit.unwrap_or(self.at_time_limit);
+            let after = change.time_limit.unwrap_or(self.source.time_limit().map(|limit| limit.after));
+            self.source.set_time_limit(after.map(|after| TimeLimit { after, answer }))?;
+            self.at_time_limit = answer;
+        }
+        match change.bandwidth_bytes_per_s {
+            Some(cap) => self.source.set_bandwidth_cap(now, cap),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the control socket show how far it is.
+    fn publish(&self) {
+        let Some(controls) = self.controls else { return };
+        let (now, source) = (self.now(), &self.source);
+        let estimate = source.estimate(now);
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        controls.publish(|status| {
+            status.migration_id = Some(self.migration.to_string());
+            status.doing = source.doing().to_owned();
+            status.elapsed_ms = ms(now);
+            let (pending, held) = (source.pending_pages(), source.held_pages());
+            status.pages = Some(PageCounts { total: self.total_pages, pending, held });
+            status.pass = Some(source.passes() + 1);
+            status.wire_bytes = source.wire_bytes();
+            status.bandwidth_bytes_per_s = source.bandwidth_bytes_per_s();
+            status.limits = Some(Limits {
+                bandwidth_bytes_per_s: source.bandwidth_cap_bytes_per_s(),
+                downtime_limit_ms: ms(source.downtime_limit()),
+                time_limit_ms: source.time_limit().map(|limit| ms(limit.after)),
+                at_time_limit: self.at_time_limit.name().to_owned(),
+            });
+            status.is_held = source.push_is_held();
+            status.eta_ms = estimate.remaining.map(ms);
+            let (kind, text) = (estimate.unfinished.kind().to_owned(), estimate.unfinished.to_string());
+            status.reason = Some(Reason { kind, text });
+        });
     }
 
     fn perform(&mut self, action: Action) -> Result<(), VmmError> {
@@ -359,6 +490,11 @@ impl Driver<'_> {
                 self.vmm.resume()?;
                 self.source.handle_resumed(self.now());
             }
+            Action::Throttle { share } => {
+                tracing::debug!(share, "the guest's share of its processor time");
+                self.vmm.throttle(share)?;
+                self.source.handle_throttled(self.now());
+            }
             Action::End => {}
         }
         Ok(())
@@ -374,7 +510,7 @@ impl Driver<'_> {
         let stream_bytes = self.source.wire_bytes();
         let path = Path {
             bandwidth_bytes_per_s: self.source.bandwidth_bytes_per_s(),
-            cap_bytes_per_s: self.bandwidth_cap_bytes_per_s,
+            cap_bytes_per_s: self.source.bandwidth_cap_bytes_per_s(),
             encodings: self.source.encodings(),
             is_paused: self.is_paused,
         };
@@ -635,6 +771,25 @@ impl Driver<'_> {
             bytes += self.links[0].send(&Message::Digests(Digests { first: piece.first.0, digests }))?;
         }
         Ok(bytes)
+    }
+}
+
+fn refusal(error: ChangeError) -> Refusal {
+    let kind = match error {
+        ChangeError::TooLate { .. } => RefusalKind::TooLate,
+        _ => RefusalKind::BadValue,
+    };
+    Refusal::new(kind, error.to_string())
+}
+
+/// As in the report.
+fn outcome_name(outcome: OutcomeKind) -> &'static str {
+    match outcome {
+        OutcomeKind::Completed => "completed",
+        OutcomeKind::Cancelled => "cancelled",
+        OutcomeKind::NotConverged => "not_converged",
+        OutcomeKind::Failed => "failed",
+        OutcomeKind::InDoubt => "in_doubt",
     }
 }
 

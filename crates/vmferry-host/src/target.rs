@@ -11,6 +11,7 @@ use vmferry_core::wire::{Encodings, MAX_PAGES_PER_FRAME, MAX_STREAMS, Message};
 
 use crate::cancel::Cancel;
 use crate::compress::PageDecoder;
+use crate::control::{Command, Controls, Refusal, RefusalKind};
 use crate::link::{Link, LinkError};
 use crate::memory::GuestMemory;
 use crate::sides::{SideFailure, Sides, put_pages_in_place};
@@ -19,6 +20,8 @@ use crate::vmm::{TargetVmm, VmmError, describe};
 
 /// The most that a waiting driver sleeps before it looks at the clock again.
 const WAIT_MAX: Duration = Duration::from_millis(200);
+/// How often the control socket is told.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// The most frames taken in before the source hears of them: its window waits for that.
 const FRAMES_PER_CONFIRMATION: u32 = 16;
 
@@ -58,6 +61,21 @@ pub fn receive(
     stall_timeout: Duration,
     cancel: &Cancel,
 ) -> Result<TargetReport, VmmError> {
+    receive_with(vmm, stream, listener, stall_timeout, cancel, None)
+}
+
+/// As [`receive`]; shown, and cancelled, by `controls`, if there are any.
+///
+/// # Errors
+/// [`VmmError`] before anything was received.
+pub fn receive_with(
+    vmm: &mut dyn TargetVmm,
+    stream: TcpStream,
+    listener: Option<&TcpListener>,
+    stall_timeout: Duration,
+    cancel: &Cancel,
+    controls: Option<&Controls>,
+) -> Result<TargetReport, VmmError> {
     let link = Link::new(stream, stall_timeout, cancel.clone())?;
     let machine = vmm.machine();
     let config = TargetConfig {
@@ -70,6 +88,9 @@ pub fn receive(
     };
     let driver = Driver {
         vmm,
+        controls,
+        told: Duration::ZERO,
+        cancelled: false,
         link,
         listener,
         sides: None,
@@ -87,6 +108,9 @@ pub fn receive(
 
 struct Driver<'a> {
     vmm: &'a mut dyn TargetVmm,
+    controls: Option<&'a Controls>,
+    told: Duration,
+    cancelled: bool,
     link: Link,
     listener: Option<&'a TcpListener>,
     /// The further connections, from the moment they were agreed on until all memory is in place.
@@ -108,14 +132,15 @@ impl Driver<'_> {
     }
 
     fn run(mut self, cancel: &Cancel) -> TargetReport {
-        let mut cancelled = false;
+        if let Some(controls) = self.controls {
+            controls.begin();
+        }
         loop {
             self.hear();
-            if !cancelled && cancel.is_cancelled() {
-                cancelled = true;
-                self.link.ignore_cancel();
-                self.target.handle_cancel();
+            if cancel.is_cancelled() {
+                self.cancel();
             }
+            self.obey();
             match self.target.poll_action(self.now()) {
                 Some(TargetAction::End) => break,
                 Some(action) => self.perform(action),
@@ -125,16 +150,67 @@ impl Driver<'_> {
         if self.target.outcome() == Some(&TargetOutcome::Running) {
             self.vmm.settle();
         }
-        self.report()
+        self.publish();
+        let report = self.report();
+        if let Some(controls) = self.controls {
+            // One that was turned away is not what is waited for.
+            controls.end((report.migration_id.is_some() || self.cancelled).then_some(report.outcome));
+        }
+        report
+    }
+
+    /// Answers the commands that came, and has the control socket show how far it is.
+    fn obey(&mut self) {
+        let Some(controls) = self.controls else { return };
+        for (ticket, command) in controls.take_commands() {
+            let refusal = match command {
+                Command::Cancel if self.target.handed_over() => {
+                    Some((RefusalKind::TooLate, "too late for that: the guest was handed over"))
+                }
+                Command::Cancel => {
+                    self.cancel();
+                    None
+                }
+                Command::Set(_) | Command::Hold | Command::Continue => {
+                    Some((RefusalKind::Unsupported, "that is up to the source"))
+                }
+            };
+            self.publish();
+            controls.answer(ticket, refusal.map_or(Ok(()), |(kind, text)| Err(Refusal::new(kind, text))));
+        }
+        let elapsed = self.now();
+        if elapsed.saturating_sub(self.told) >= STATUS_INTERVAL {
+            self.told = elapsed;
+            self.publish();
+        }
+    }
+
+    fn cancel(&mut self) {
+        if !self.cancelled {
+            self.cancelled = true;
+            self.link.ignore_cancel();
+            self.target.handle_cancel();
+        }
+    }
+
+    fn publish(&self) {
+        let Some(controls) = self.controls else { return };
+        controls.publish(|status| {
+            status.migration_id = self.target.migration().map(|id| id.to_string());
+            status.doing = self.target.doing().to_owned();
+            status.elapsed_ms = self.now().as_secs_f64() * 1e3;
+            status.wire_bytes = self.target.received_bytes();
+        });
     }
 
     fn wait(&mut self) {
         let until = self.target.poll_timeout().unwrap_or(Duration::MAX);
         let wait = until.saturating_sub(self.now()).min(WAIT_MAX);
-        let news = self.sides.as_ref().map(Sides::news);
-        if !wait.is_zero()
-            && let Err(error) = self.link.wait_for(self.target.wants_message(), news, wait)
-        {
+        if wait.is_zero() {
+            return;
+        }
+        let others = [self.sides.as_ref().map(Sides::news), self.controls.map(Controls::waker)];
+        if let Err(error) = self.link.wait_for(self.target.wants_message(), others, wait) {
             self.target.handle_failure(describe(&error));
         }
     }

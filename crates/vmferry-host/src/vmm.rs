@@ -13,6 +13,7 @@ use crate::embedded::EmbeddedError;
 use crate::link::LinkError;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::qemu::{ControlError, QemuError};
+use crate::throttle::ThrottleError;
 use crate::track::{ScanStats, TrackError};
 
 /// What identifies a guest to the other side.
@@ -80,6 +81,9 @@ pub enum VmmError {
         /// Its state.
         run_state: String,
     },
+    /// The guest could not be slowed, or not be given its processor time back.
+    #[error(transparent)]
+    Throttle(#[from] ThrottleError),
     /// The system refused.
     #[error("cannot {what}")]
     Host {
@@ -160,6 +164,13 @@ pub trait SourceVmm: Debug {
     /// # Errors
     /// The guest may stand still.
     fn resume(&mut self) -> Result<(), VmmError>;
+
+    /// Leaves the guest this share of the processor time that it would have, from 0 to 1; 1 gives it all back. A paused
+    /// guest stays so. What is taken is given back at the latest when this is dropped or our process ends.
+    ///
+    /// # Errors
+    /// [`VmmError`]; it is not known what the guest has. To give all back can be tried again.
+    fn throttle(&mut self, share: f64) -> Result<(), VmmError>;
 
     /// The hand-over is about to be sent: from now on nothing may run the guest here.
     fn released(&mut self);

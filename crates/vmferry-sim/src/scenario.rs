@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vmferry_core::engine::{Source, SourceConfig};
 use vmferry_core::pages::{PAGE_BYTES, RamBlock, RamLayout};
-use vmferry_core::plan::{FixedCosts, Patience, PolicySpec};
+use vmferry_core::plan::{FixedCosts, IfStuck, Patience, PolicySpec};
 use vmferry_core::predict::PredictorSpec;
 use vmferry_core::wire::{Encodings, MigrationId};
 
@@ -180,6 +180,8 @@ impl Scenario {
             stall_timeout: STALL_TIMEOUT,
             fixed: self.planned,
             encodings: Encodings::RAW,
+            // A trace knows the moments of writes at full speed only.
+            if_stuck: IfStuck::Abort,
             streams: 1,
         };
         Source::new(config, self.predictor.build(layout.total_pages()), self.policy.build(self.patience))

@@ -160,6 +160,7 @@ impl Driver<'_> {
             }
             Action::ScanHoles => return Err(SimError::Unexpected { what: "look for holes" }),
             Action::SendDigests => return Err(SimError::Unexpected { what: "send digests" }),
+            Action::Throttle { .. } => return Err(SimError::Unexpected { what: "slow the guest" }),
             Action::End => {}
         }
         Ok(())

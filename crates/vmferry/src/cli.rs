@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vmferry_core::plan::PolicySpec;
+use vmferry_core::engine::AtTimeLimit;
+use vmferry_core::plan::{IfStuck, PolicySpec};
 use vmferry_core::predict::PredictorSpec;
 use vmferry_core::wire::MAX_STREAMS;
 use vmferry_guest::Pattern;
@@ -29,7 +30,8 @@ Exit codes:
   0    the guest runs on the target (and, with --verify, nothing differs); inspect: it can be moved
   1    failed; the guest runs on the source. inspect: the guest cannot be moved as it is
   2    the command line is wrong
-  3    no convergence: what remains never fitted the downtime limit; the guest runs on the source
+  3    no convergence: what remains never fitted the downtime limit; the guest runs on the source (see --if-stuck).
+       The same where --time-limit was over
   4    in doubt: the hand-over was sent and not answered; see the report for what to do
   130  cancelled; the guest runs on the source
 
@@ -64,6 +66,9 @@ Examples:
 
 The connection is not encrypted yet: use it on a network that you trust.")]
     Migrate(MigrateArgs),
+    /// Look at running migrations and change them: limits, holding them, an end
+    #[command(after_help = CTL_EXAMPLES)]
+    Ctl(CtlArgs),
     /// Record which pages a QEMU guest writes, without moving it
     #[command(after_help = "\
 Examples:
@@ -112,6 +117,13 @@ pub(crate) struct Tuning {
     /// The longest pause, for instance 300ms
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = units::time)]
     pub(crate) downtime_limit: Duration,
+    /// The most time until the guest is paused, counted from the beginning [default: without end]
+    #[arg(long, value_name = "TIME", value_parser = units::time)]
+    pub(crate) time_limit: Option<Duration>,
+    /// What happens when --time-limit is over: abort leaves the guest where it is (exit code 3); switch pauses it then,
+    /// whatever the downtime limit says
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = AtTimeLimitArg::Abort)]
+    pub(crate) at_time_limit: AtTimeLimitArg,
     /// Who predicts the working set: lcbst, lru, lfu, none or another, and its parameters, as in lru-k:k=3. A name that is
     /// none is answered with all that are
     #[arg(long, value_name = "SPEC", default_value_t)]
@@ -127,6 +139,10 @@ pub(crate) struct Tuning {
     /// A policy to ask along at every decision; the report says what it would have done. May be given several times
     #[arg(long, value_name = "NAME")]
     pub(crate) shadow: Vec<PolicySpec>,
+    /// What to do where what remains does not come to fit the downtime limit: abort leaves the guest where it is; switch
+    /// pauses it all the same, for longer than the limit; throttle takes processor time from the guest until it fits
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = IfStuckArg::Abort)]
+    pub(crate) if_stuck: IfStuckArg,
     /// Compare digests of all pages while the guest is paused, and hand over only if nothing differs. The comparison
     /// takes its time from the downtime, beside the limit
     #[arg(long)]
@@ -166,8 +182,21 @@ impl Tuning {
         if self.stall_timeout < 2 * self.epoch {
             return Err("--stall-timeout must be at least twice the epoch: the target is heard once in each".to_owned());
         }
+        let if_stuck = match self.if_stuck {
+            IfStuckArg::Abort => IfStuck::Abort,
+            IfStuckArg::Switch => IfStuck::Switch,
+            IfStuckArg::Throttle => IfStuck::Throttle,
+            IfStuckArg::Postcopy => {
+                let message = "--if-stuck postcopy is not there yet: vmferry cannot move a guest ahead of its memory; \
+                     choose abort, switch or throttle";
+                return Err(message.to_owned());
+            }
+        };
         Ok(MigrateOptions {
             downtime_limit: self.downtime_limit,
+            time_limit: self.time_limit,
+            at_time_limit: self.at_time_limit.engine(),
+            if_stuck,
             bandwidth_bytes_per_s,
             predictor: self.predictor,
             address_spaces: self.address_spaces == Switch::On,
@@ -191,11 +220,41 @@ impl Tuning {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AtTimeLimitArg {
+    /// End the migration; the guest goes on where it is
+    Abort,
+    /// Pause the guest then, for as long as what remains takes
+    Switch,
+}
+
+impl AtTimeLimitArg {
+    /// The same for the engine.
+    pub(crate) fn engine(self) -> AtTimeLimit {
+        match self {
+            Self::Abort => AtTimeLimit::Abort,
+            Self::Switch => AtTimeLimit::Switch,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Switch {
     /// Do it
     On,
     /// Leave it
     Off,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IfStuckArg {
+    /// End the migration; the guest goes on where it is
+    Abort,
+    /// Pause the guest at a good moment, for longer than the limit
+    Switch,
+    /// Slow the guest down until what remains fits; end the migration if it does not even so
+    Throttle,
+    /// Not there yet
+    Postcopy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -524,6 +583,99 @@ pub(crate) struct MigrateArgs {
     /// How to migrate.
     #[command(flatten)]
     pub(crate) tuning: Tuning,
+}
+
+const CTL_EXAMPLES: &str = "\
+Examples:
+  vmferry ctl list
+  vmferry ctl show --follow                       how far it is, each second, and why it has not ended
+  vmferry ctl set --bandwidth 500Mbit/s --downtime-limit 1s
+  vmferry ctl pause 4711                          no page is sent; the guest runs on
+  vmferry ctl continue 4711
+  vmferry ctl cancel 41d7
+
+A migration is chosen by the number of its process (PID) or the beginning of its name (MIGRATION), and need not be where
+only one runs. Those of the same user are seen. docs/CONTROL.md of the sources describes the socket behind it.
+
+Exit codes: 0 done; 1 there is no such migration, or it refused; 2 the command line is wrong.";
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CtlArgs {
+    #[command(subcommand)]
+    pub(crate) command: CtlCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum CtlCommand {
+    /// Running migrations, a line for each
+    #[command(after_help = "Example:\n  vmferry ctl list --json")]
+    List {
+        /// Print them as one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// How far a migration is, and why it has not ended
+    #[command(after_help = "Example:\n  vmferry ctl show 4711 --follow")]
+    Show {
+        /// PID, or the beginning of the migration's name [default: the one that runs]
+        id: Option<String>,
+        /// A line each second, until it has ended
+        #[arg(long)]
+        follow: bool,
+        /// Print it as JSON; with --follow a line each
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change the limits of a migration
+    #[command(after_help = "\
+Examples:
+  vmferry ctl set --bandwidth none
+  vmferry ctl set 4711 --time-limit 2min --at-time-limit switch")]
+    Set(CtlSetArgs),
+    /// End a migration; the guest goes on at the source
+    #[command(after_help = "Example:\n  vmferry ctl cancel 4711")]
+    Cancel {
+        /// PID, or the beginning of the migration's name [default: the one that runs]
+        id: Option<String>,
+    },
+    /// Send no page until `continue`; the guest runs on, and is not paused
+    #[command(after_help = "Example:\n  vmferry ctl pause 4711")]
+    Pause {
+        /// PID, or the beginning of the migration's name [default: the one that runs]
+        id: Option<String>,
+    },
+    /// Send pages again after `pause`
+    #[command(after_help = "Example:\n  vmferry ctl continue 4711")]
+    Continue {
+        /// PID, or the beginning of the migration's name [default: the one that runs]
+        id: Option<String>,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CtlSetArgs {
+    /// PID, or the beginning of the migration's name [default: the one that runs]
+    pub(crate) id: Option<String>,
+    /// The most to send per second; `none` for as much as the path allows
+    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    pub(crate) bandwidth: Option<Bandwidth>,
+    /// The longest pause
+    #[arg(long, value_name = "TIME", value_parser = units::time)]
+    pub(crate) downtime_limit: Option<Duration>,
+    /// The most time until the guest is paused, counted from the migration's beginning; `none` for no limit
+    #[arg(long, value_name = "TIME", value_parser = optional_time)]
+    pub(crate) time_limit: Option<OptionalTime>,
+    /// What happens when the time limit is over
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) at_time_limit: Option<AtTimeLimitArg>,
+}
+
+/// A time or none.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OptionalTime(pub(crate) Option<Duration>);
+
+fn optional_time(text: &str) -> Result<OptionalTime, String> {
+    if text == "none" { Ok(OptionalTime(None)) } else { units::time(text).map(|time| OptionalTime(Some(time))) }
 }
 
 fn epoch(text: &str) -> Result<Duration, String> {

@@ -1,6 +1,7 @@
 //! The vmferry command.
 
 mod cli;
+mod ctl;
 mod demo;
 mod inspect;
 mod migrate;
@@ -54,6 +55,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Receive(args) => migrate::receive(&args),
         Command::Migrate(args) => migrate::migrate(&args),
+        Command::Ctl(args) => ctl::run(&args.command),
         Command::Record(args) => record::record(&args),
         Command::Watch(args) => watch::run(&args),
         Command::Trace(args) => trace::run(&args.command),

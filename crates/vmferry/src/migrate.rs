@@ -10,9 +10,11 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags};
 use serde::Serialize;
 use vmferry_core::engine::OutcomeKind;
-use vmferry_host::{Cancel, GuardProgram, QemuSource, QemuTarget, TargetReport, describe};
+use vmferry_host::control::Role;
+use vmferry_host::{Cancel, GuardProgram, Progress, QemuSource, QemuTarget, TargetReport, describe};
 
 use crate::cli::{MigrateArgs, ReceiveArgs};
+use crate::ctl;
 use crate::output::{Display, cancel_on_signals, describe_report, print_bytes, print_json};
 
 /// How long connecting to the target may take.
@@ -24,10 +26,12 @@ pub(crate) fn migrate(args: &MigrateArgs) -> anyhow::Result<ExitCode> {
     let guard = guard_program()?;
     // First, since it can take longer than a target waits for the first word.
     let mut source = QemuSource::attach(&args.qmp, args.pid, Some(&guard))?;
+    let control = ctl::serve(Role::Source, &args.qmp.to_string_lossy(), &cancel);
     let stream = connect(&args.to)?;
     let mut display = Display::new();
-    let report =
-        vmferry_host::migrate(&mut source, stream, &options, &cancel, &mut |progress| display.update(progress));
+    let controls = control.as_ref().map(|server| server.controls());
+    let mut show = |progress: &Progress| display.update(progress);
+    let report = vmferry_host::migrate_with(&mut source, stream, &options, &cancel, controls, &mut show);
     display.finish();
     let report = report?;
     // From here on the exit code says where the guest is, whatever else fails.
@@ -94,16 +98,22 @@ pub(crate) fn receive(args: &ReceiveArgs) -> anyhow::Result<ExitCode> {
     let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr().context("cannot tell the address listened on")?;
     // On standard error, so that --json leaves one document on standard output.
+    let control = ctl::serve(Role::Target, &args.qmp.to_string_lossy(), &cancel);
+    let controls = control.as_ref().map(|server| server.controls());
     eprintln!("listening on {address}");
     std::io::stderr().flush().context("cannot write to standard error")?;
     let report = loop {
+        if let Some(controls) = controls {
+            controls.show_doing(&format!("waiting for a source on {address}"));
+        }
         let Some((stream, peer)) = accept(&listener, &cancel)? else {
             eprintln!("cancelled; no guest was received");
             return Ok(crate::exit_code(OutcomeKind::Cancelled));
         };
         tracing::info!(%peer, "connected");
         warn_of_clear_text(peer);
-        let report = vmferry_host::receive(&mut target, stream, Some(&listener), args.stall_timeout, &cancel)?;
+        let report =
+            vmferry_host::receive_with(&mut target, stream, Some(&listener), args.stall_timeout, &cancel, controls)?;
         if report.migration_id.is_some() || cancel.is_cancelled() {
             break report;
         }

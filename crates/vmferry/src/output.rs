@@ -7,7 +7,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vmferry_core::engine::{AddressSpacesReport, DowntimeReport, OutcomeKind, Report};
+use vmferry_core::engine::{AddressSpacesReport, DowntimeReport, OutcomeKind, Report, Unfinished};
 use vmferry_core::pages::PAGE_BYTES;
 use vmferry_host::{Cancel, Progress};
 
@@ -35,7 +35,8 @@ pub(crate) struct Display {
 impl Display {
     pub(crate) fn new() -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{msg:24!} [{bar:30}] {prefix}").expect("a valid template");
+            // What is wide is cut off at the terminal's edge.
+            let style = ProgressStyle::with_template("{prefix:24!} [{bar:30}] {wide_msg}").expect("a valid template");
             ProgressBar::new(1).with_style(style.progress_chars("=> "))
         });
         Self { bar, line_at: Instant::now() }
@@ -44,17 +45,18 @@ impl Display {
     pub(crate) fn update(&mut self, progress: &Progress) {
         let rate = progress.bandwidth_bytes_per_s.map_or(String::new(), |rate| format!(", {}", show_rate(rate)));
         let figures = format!(
-            "pass {}, {} left, {} sent{rate}",
+            "pass {}, {} left, {} sent{rate}{}",
             progress.pass,
             show_bytes(progress.pending_pages * PAGE_BYTES),
             show_bytes(progress.wire_bytes),
+            prospects(progress),
         );
         match &self.bar {
             Some(bar) => {
                 bar.set_length(progress.total_pages);
                 bar.set_position(progress.total_pages - progress.pending_pages);
-                bar.set_message(progress.doing);
-                bar.set_prefix(figures);
+                bar.set_prefix(progress.doing);
+                bar.set_message(figures);
             }
             None if self.line_at.elapsed() >= LINE_INTERVAL => {
                 self.line_at = Instant::now();
@@ -69,6 +71,25 @@ impl Display {
             bar.finish_and_clear();
         }
     }
+}
+
+/// How long it will still take, and why it has not ended where the other figures do not tell.
+fn prospects(progress: &Progress) -> String {
+    let mut text =
+        progress.remaining.map_or(String::new(), |time| format!(", ETA {}", show_ms(time.as_secs_f64() * 1e3)));
+    match progress.unfinished {
+        why @ (Unfinished::Held { .. } | Unfinished::FixedTooLong { .. } | Unfinished::Rest { .. }) => {
+            text.push_str(&format!("; {why}"));
+        }
+        Unfinished::Greeting
+        | Unfinished::Observing
+        | Unfinished::FirstPass { .. }
+        | Unfinished::Copying { .. }
+        | Unfinished::Loading
+        | Unfinished::Resuming
+        | Unfinished::Ended => {}
+    }
+    text
 }
 
 /// One line that is renewed on a terminal, and a line now and then elsewhere; always on standard error.
@@ -189,6 +210,20 @@ pub(crate) fn describe_report(report: &Report) -> String {
         line(
             "",
             format!("without copy and verify {}, planned {}", show_ms(took), show_ms(report.downtime.fixed_planned_ms)),
+        );
+    }
+    if let Some(waived) = report.limit_waived {
+        let expected =
+            waived.expected_downtime_ms.map_or("of unknown length".to_owned(), |ms| format!("of {}", show_ms(ms)));
+        let at = show_ms(waived.at_ms);
+        line("limit waived", format!("after {at} of pushing, expecting a pause {expected} beside any comparison"));
+    }
+    if let Some(throttle) = report.throttle {
+        let time = show_ms(throttle.throttled_ms);
+        let (percent, steps) = (throttle.max_percent, throttle.steps);
+        line(
+            "throttled",
+            format!("for {time}, in the end by {percent:.0} % of the guest's processor time; {steps} steps"),
         );
     }
     let wire = report.wire;

@@ -151,7 +151,7 @@ fn what_does_not_converge_is_given_up() {
     let report = finished.json();
     assert_eq!(report["outcome"], "not_converged");
     let reason = report["reason"].as_str().unwrap();
-    for words in ["no convergence", "the limit is 10 ms", "--downtime-limit", "more bandwidth", "calmer guest"] {
+    for words in ["no convergence", "the limit is 10 ms", "--downtime-limit", "more bandwidth", "slower guest"] {
         assert!(reason.contains(words), "{reason}");
     }
     assert_eq!(report["downtime_ms"], 0.0, "it was never paused: {report:#}");

@@ -32,9 +32,13 @@ mod source;
 mod target;
 
 pub use report::{
-    AddressSpacesReport, BoundReport, CompressionReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report,
-    ShadowReport, TrackingReport, VerifyReport, WireReport, WorkingSetReport,
+    AddressSpacesReport, BoundReport, CompressionReport, DowntimeReport, OutcomeKind, PageReport, PauseCause,
+    PhaseTimes, Report, ShadowReport, ThrottleReport, TrackingReport, VerifyReport, WaivedLimit, WireReport,
+    WorkingSetReport,
 };
 pub use side::SideStream;
-pub use source::{Action, Encoded, SentPages, Source, SourceConfig, SourceError};
+pub use source::{
+    Action, AtTimeLimit, ChangeError, Encoded, Estimate, SentPages, Source, SourceConfig, SourceError, TimeLimit,
+    Unfinished,
+};
 pub use target::{Apply, Target, TargetAction, TargetConfig, TargetError, TargetOutcome};

@@ -22,6 +22,18 @@ pub enum OutcomeKind {
     InDoubt,
 }
 
+/// Why the guest was paused when it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PauseCause {
+    /// What remained fitted the limit, or the policy's rule said so.
+    Plan,
+    /// The time limit was over: the downtime limit did not count any more.
+    TimeLimit,
+    /// What remained never came to fit the limit, and the user wanted the guest to be paused then.
+    Stuck,
+}
+
 /// The report of one migration, as the source saw it. Times in ms, sizes in bytes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
@@ -59,6 +71,8 @@ pub struct Report {
     pub compression: CompressionReport,
     /// Passes over memory, the stop phase included.
     pub passes: u32,
+    /// Why the guest was paused when it was; `None` if it never was.
+    pub pause_cause: Option<PauseCause>,
     /// The prediction and how good it was.
     pub working_set: WorkingSetReport,
     /// What the path carried, in bytes per second.
@@ -71,6 +85,12 @@ pub struct Report {
     pub address_spaces: Option<AddressSpacesReport>,
     /// The comparison of all pages, if it was asked for.
     pub verify: Option<VerifyReport>,
+    /// What was to be done if it did not converge: `abort`, `switch` or `throttle`.
+    pub if_stuck: &'static str,
+    /// What was taken from the guest so that it converged; `None` if nothing.
+    pub throttle: Option<ThrottleReport>,
+    /// The pause was made although it was not expected to be within the limit; `None` if it was, or was not made.
+    pub limit_waived: Option<WaivedLimit>,
 }
 
 /// Where the downtime went, in the order in which it passes.
@@ -212,6 +232,26 @@ pub struct VerifyReport {
     pub pages: u64,
     /// Pages that differ.
     pub mismatched: u64,
+}
+
+/// What was taken from the guest so that it wrote less.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct ThrottleReport {
+    /// The most processor time that was taken from it, in percent of what it would have had.
+    pub max_percent: f64,
+    /// In how many steps.
+    pub steps: u32,
+    /// How long it had not all of its time, up to its pause.
+    pub throttled_ms: f64,
+}
+
+/// A pause that was made although it did not fit the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct WaivedLimit {
+    /// When that was decided, since the beginning of the push.
+    pub at_ms: f64,
+    /// How long a pause was expected then, without comparing pages; what it took is the report's `downtime_ms`.
+    pub expected_downtime_ms: Option<f64>,
 }
 
 /// What a policy that was asked and not obeyed would have done.

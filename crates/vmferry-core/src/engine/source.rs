@@ -4,17 +4,21 @@
 //! [`Source::handle_failure`] if it cannot. Written pages that a scan reported are the machine's debt from then on: it
 //! keeps them pending until their content was sent after the scan.
 
+mod control;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
+pub use control::{AtTimeLimit, ChangeError, Estimate, TimeLimit, Unfinished};
+
 use super::report::{
-    BoundReport, CompressionReport, DowntimeReport, OutcomeKind, PageReport, PhaseTimes, Report, ShadowReport,
-    TrackingReport, VerifyReport, WireReport, WorkingSetReport,
+    BoundReport, CompressionReport, DowntimeReport, OutcomeKind, PageReport, PauseCause, PhaseTimes, Report,
+    ShadowReport, ThrottleReport, TrackingReport, VerifyReport, WaivedLimit, WireReport, WorkingSetReport,
 };
 use crate::pages::{Owners, PAGE_BYTES, PageNumber, PageRun, PageSet, RamLayout, group_by_owner};
 use crate::plan::{
-    AtRead, Decision, Facts, FixedCosts, Hold, Moment, PAGE_WIRE_BYTES, Pacer, PageClass, PageWork, Policy, PushRules,
-    RateEstimate, SendOrder, Shadow, WireSizes,
+    AtRead, Facts, FixedCosts, Hold, IfStuck, Moment, PAGE_WIRE_BYTES, Pacer, PageClass, PageWork, Policy, PushRules,
+    RateEstimate, SendOrder, Shadow, Step, Stuck, Trend, WireSizes, fitting_share,
 };
 use crate::predict::{Predictor, RankedPage};
 use crate::wire::{
@@ -30,8 +34,15 @@ const WINDOW_FIRST_BYTES: u64 = 256 * 1024;
 const WINDOW_MIN_BYTES: u64 = 48 * 1024;
 /// The most bytes under way.
 const WINDOW_MAX_BYTES: u64 = 32 * 1024 * 1024;
-/// Beside the round trip, the path is kept filled for this long.
-const WINDOW_TIME: Duration = Duration::from_millis(8);
+/// A new round trip counts as one part in so many. Not the shortest of all counts: where hosts are busy, answers are late again
+/// and again, and a window for quiet hosts would carry next to nothing.
+const ROUND_TRIP_PARTS: u32 = 4;
+/// Beside the round trip, the path is kept filled for this part of the downtime limit, at least and at most for so long. What is
+/// under way at the pause takes from the limit; what is not there while a host is busy elsewhere is time for which the path
+/// carries nothing.
+const WINDOW_LIMIT_PARTS: u32 = 12;
+const WINDOW_TIME_MIN: Duration = Duration::from_millis(8);
+const WINDOW_TIME_MAX: Duration = Duration::from_millis(24);
 /// A chunk of pages should take about this long, so that scans and cancellations are not late.
 const CHUNK_TIME: Duration = Duration::from_millis(4);
 /// The fewest pages of a chunk; more, where they are fewer bytes than so many as they are.
@@ -61,6 +72,8 @@ const RECALL_WINDOW: Duration = Duration::from_millis(300);
 const RUNNING_PATIENCE: u32 = 3;
 /// How often resuming the guest is tried before the migration ends without it.
 const RESUME_ATTEMPTS: u32 = 3;
+/// How often giving the guest its processor time back is tried before the migration ends without it.
+const LIFT_ATTEMPTS: u32 = 3;
 
 /// What the user wants and what is known beforehand.
 #[derive(Debug, Clone)]
@@ -87,6 +100,8 @@ pub struct SourceConfig {
     pub stall_timeout: Duration,
     /// The stop phase's fixed part, as far as it is known at the beginning.
     pub fixed: FixedCosts,
+    /// What to do where the policy gives up.
+    pub if_stuck: IfStuck,
     /// The encodings of pages that the driver would use.
     pub encodings: Encodings,
     /// The connections that the driver would use, the first one included; 1 to
@@ -143,9 +158,11 @@ pub enum SourceError {
     },
     /// What remains never fits.
     #[error(
-        "no convergence: after {passes} passes {pending_pages} pages remain, which would take a pause of \
+        "no convergence{}: after {passes} passes {pending_pages} pages remain, which would take a pause of \
          {expected_ms} ms; the limit is {limit_ms} ms. The guest writes {dirty_pages_per_s} pages/s, the path carries \
-         {bandwidth_bytes_per_s} bytes/s. Allow a longer pause (--downtime-limit), more bandwidth, or a calmer guest"
+         {bandwidth_bytes_per_s} bytes/s. Allow a longer pause (--downtime-limit, or --if-stuck switch), more bandwidth, \
+         or a slower guest (--if-stuck throttle)",
+        throttled_words(*throttled_percent)
     )]
     NotConverged {
         /// Passes made.
@@ -160,6 +177,21 @@ pub enum SourceError {
         dirty_pages_per_s: u64,
         /// Bytes carried per second.
         bandwidth_bytes_per_s: u64,
+        /// Processor time that was taken from the guest in the end, in percent.
+        throttled_percent: u32,
+    },
+    /// The time limit was over before the guest could be paused.
+    #[error(
+        "the time limit of {limit_ms} ms was over while {doing}: {why}. Allow more time (--time-limit), a longer pause \
+         (--downtime-limit) or more bandwidth, or let the guest be paused then (--at-time-limit switch)"
+    )]
+    TimeLimit {
+        /// The limit.
+        limit_ms: u64,
+        /// What was going on.
+        doing: &'static str,
+        /// Why it had not ended.
+        why: String,
     },
     /// The driver could not carry out an action.
     #[error("{text}")]
@@ -167,6 +199,10 @@ pub enum SourceError {
         /// What failed and why.
         text: String,
     },
+}
+
+fn throttled_words(percent: u32) -> String {
+    if percent == 0 { String::new() } else { format!(", although the guest was slowed by {percent} %") }
 }
 
 /// Pages that were sent in one encoding.
@@ -226,7 +262,7 @@ impl SentPages {
 }
 
 /// What the driver shall do next.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     /// Send this message, then call [`Source::handle_message_sent`].
     Send(Message<'static>),
@@ -259,6 +295,13 @@ pub enum Action {
     SendDigests,
     /// Make sure that the guest runs here, then call [`Source::handle_resumed`].
     Resume,
+    /// Leave the guest this share of the processor time that it would have, all of it for 1, then call
+    /// [`Source::handle_throttled`]. Not given between the pause and the hand-over or the guest's resuming, nor after the
+    /// hand-over.
+    Throttle {
+        /// From [`MIN_SHARE`](crate::plan::MIN_SHARE) to 1.
+        share: f64,
+    },
     /// The migration has ended: see [`Source::report`].
     End,
 }
@@ -319,6 +362,16 @@ struct Push {
     probes: Option<VecDeque<Vec<PageRun>>>,
 }
 
+/// A ping that was not answered yet.
+#[derive(Debug, Clone, Copy)]
+struct Ping {
+    sent: Duration,
+    /// No page was under way then, so that its answer waits for none.
+    was_idle: bool,
+    /// How long the driver was too busy since to hear the answer.
+    worked: Duration,
+}
+
 /// The source side of one migration.
 #[derive(Debug)]
 pub struct Source {
@@ -327,6 +380,8 @@ pub struct Source {
     policy: Box<dyn Policy>,
     rules: PushRules,
     shadows: Vec<Shadow>,
+    stuck: Stuck,
+    throttle: Throttle,
     state: State,
     outbox: VecDeque<Message<'static>>,
     /// An action was given out and its end was not reported yet.
@@ -366,12 +421,20 @@ pub struct Source {
     next_scan: Duration,
     last_epoch_pages: u64,
 
+    /// The user holds the push, since then; and held it before for so long.
+    push_held_since: Option<Duration>,
+    push_held_for: Duration,
+    time_limit: Option<TimeLimit>,
+    /// Where what remains is heading, for the estimate.
+    trend: Trend,
+    pause_cause: Option<PauseCause>,
+
     pacer: Pacer,
     rate: RateEstimate,
     sizes: WireSizes,
     work: PageWork,
     round_trip: Option<Duration>,
-    ping_sent: Option<Duration>,
+    ping: Option<Ping>,
     wire_bytes: u64,
     /// `wire_bytes` when the last page had left.
     page_bytes_end: u64,
@@ -410,6 +473,64 @@ struct Times {
     quality: (Option<f64>, Option<f64>),
     held_at_pause: u64,
     least_stop_pages: Option<u64>,
+    limit_waived: Option<WaivedLimit>,
+}
+
+/// What is taken from the guest.
+#[derive(Debug)]
+struct Throttle {
+    /// What it shall keep while the push goes on.
+    wanted: f64,
+    /// What the driver was told last that it keeps.
+    told: f64,
+    /// The driver has done so.
+    is_done: bool,
+    /// Since when it has not all, if so.
+    since: Option<Duration>,
+    /// For how long it had not all before that.
+    total: Duration,
+    least: f64,
+    steps: u32,
+    /// How often giving all back failed.
+    failures: u32,
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self {
+            wanted: 1.0,
+            told: 1.0,
+            is_done: true,
+            since: None,
+            total: Duration::ZERO,
+            least: 1.0,
+            steps: 0,
+            failures: 0,
+        }
+    }
+}
+
+impl Throttle {
+    /// What is taken at this share, in percent.
+    fn percent(share: f64) -> f64 {
+        (1.0 - share) * 100.0
+    }
+
+    /// The guest stands still, or has all, from now on.
+    fn stop_clock(&mut self, now: Duration) {
+        if let Some(since) = self.since.take() {
+            self.total += now.saturating_sub(since);
+        }
+    }
+
+    fn report(&self, now: Duration) -> Option<ThrottleReport> {
+        let running = self.since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+        (self.steps > 0).then(|| ThrottleReport {
+            max_percent: Self::percent(self.least),
+            steps: self.steps,
+            throttled_ms: (self.total + running).as_secs_f64() * 1e3,
+        })
+    }
 }
 
 impl Source {
@@ -421,6 +542,8 @@ impl Source {
             rules: policy.rules(),
             policy,
             shadows: Vec::new(),
+            stuck: Stuck::new(config.if_stuck),
+            throttle: Throttle::default(),
             state: State::Start,
             outbox: VecDeque::new(),
             acting: false,
@@ -441,12 +564,17 @@ impl Source {
             window: VecDeque::new(),
             next_scan: Duration::ZERO,
             last_epoch_pages: 0,
+            push_held_since: None,
+            push_held_for: Duration::ZERO,
+            time_limit: None,
+            trend: Trend::new(),
+            pause_cause: None,
             pacer: Pacer::new(config.bandwidth_cap_bytes_per_s),
             rate: RateEstimate::new(),
             sizes: WireSizes::new(),
             work: PageWork::new(),
             round_trip: None,
-            ping_sent: None,
+            ping: None,
             wire_bytes: 0,
             page_bytes_end: 0,
             confirmed_bytes: 0,
@@ -479,9 +607,14 @@ impl Source {
             return None;
         }
         self.check_silence(now);
+        self.check_time_limit(now);
         if let State::Resuming { .. } = self.state {
             // The guest comes first; the target can learn of the failure afterwards.
             return Some(self.act(Action::Resume));
+        }
+        if let Some(share) = self.share_to_set() {
+            (self.throttle.told, self.throttle.is_done) = (share, false);
+            return Some(self.act(Action::Throttle { share }));
         }
         if let Some(message) = self.outbox.pop_front() {
             return Some(self.act(Action::Send(message)));
@@ -518,7 +651,7 @@ impl Source {
         let silence = self.silence_deadline();
         let work = match &self.state {
             State::Observing { .. } => Some(self.next_scan),
-            State::Pushing(push) => Some(if push.drained || !self.window_open() {
+            State::Pushing(push) => Some(if push.drained || self.push_is_held() || !self.window_open() {
                 self.next_scan
             } else {
                 self.next_scan.min(self.pacer.next_at())
@@ -529,7 +662,8 @@ impl Source {
                 Some(Duration::ZERO)
             }
         };
-        [silence, work].into_iter().flatten().min()
+        let time_limit = self.time_limit_due().map(|(at, _)| at);
+        [silence, work, time_limit].into_iter().flatten().min()
     }
 
     /// A message from the target.
@@ -549,9 +683,14 @@ impl Source {
             // can have confirmed bytes that are not counted yet.
             Message::Progress { bytes } if self.acting && *bytes > self.wire_bytes => {}
             Message::Pong(_) => {
-                if let Some(sent) = self.ping_sent.take() {
-                    let trip = now.saturating_sub(sent);
-                    self.round_trip = Some(self.round_trip.map_or(trip, |best| best.min(trip)));
+                if let Some(ping) = self.ping.take()
+                    && (ping.was_idle || self.round_trip.is_none())
+                {
+                    let trip = now.saturating_sub(ping.sent).saturating_sub(ping.worked);
+                    self.round_trip = Some(match self.round_trip {
+                        Some(before) => (before * (ROUND_TRIP_PARTS - 1) + trip) / ROUND_TRIP_PARTS,
+                        None => trip,
+                    });
                 }
             }
             Message::Prepared(prepared) if matches!(self.state, State::StopAndCopy(StopStep::Load)) => {
@@ -687,6 +826,9 @@ impl Source {
         let sent_pages = sent.content_pages() + zero_pages;
         self.sizes.sent(self.sending_class, sent_pages, sent.bytes());
         self.work.worked(self.sending_class, sent_pages, sent.working);
+        if let Some(ping) = &mut self.ping {
+            ping.worked += sent.working;
+        }
         for &run in &sent.written {
             self.epoch_written.insert_run(run);
         }
@@ -709,6 +851,7 @@ impl Source {
         self.acted();
         if let State::Pausing = self.state {
             self.times.stopped = Some(stopped_at.min(now));
+            self.throttle.stop_clock(stopped_at.min(now));
             self.times.step = stopped_at.min(now);
             self.close_step(now, |downtime| &mut downtime.pause_ms);
             self.state = State::StopAndCopy(StopStep::Scan);
@@ -751,6 +894,22 @@ impl Source {
         }
     }
 
+    /// The guest has the share of [`Action::Throttle`] now.
+    pub fn handle_throttled(&mut self, now: Duration) {
+        self.acted();
+        let throttle = &mut self.throttle;
+        throttle.is_done = true;
+        if throttle.told >= 1.0 {
+            return throttle.stop_clock(now);
+        }
+        throttle.steps += u32::from(throttle.told < throttle.least);
+        throttle.least = throttle.least.min(throttle.told);
+        throttle.since.get_or_insert(now);
+        // What was seen of a faster guest says little of this one.
+        self.policy.restart();
+        self.trend.restart();
+    }
+
     /// The user wants no migration any more; an action under way was not completed. After the hand-over that is too
     /// late, and has no effect.
     pub fn handle_cancel(&mut self, now: Duration) {
@@ -770,6 +929,19 @@ impl Source {
     /// The driver could not carry out the action last given.
     pub fn handle_failure(&mut self, now: Duration, text: String) {
         self.acted();
+        if let State::Ended { error } = &mut self.state {
+            if self.throttle.is_done || self.throttle.failures >= LIFT_ATTEMPTS {
+                // The last word to the target, which may be gone.
+                return;
+            }
+            self.throttle.failures += 1;
+            if self.throttle.failures >= LIFT_ATTEMPTS {
+                let before = error.take().map_or_else(String::new, |error| format!("{error}; and then "));
+                let text = format!("{before}the guest could not be given all of its processor time back: {text}");
+                *error = Some(SourceError::Driver { text });
+            }
+            return;
+        }
         let State::Resuming { error, failures } = &mut self.state else {
             return self.fail(now, SourceError::Driver { text });
         };
@@ -812,6 +984,7 @@ impl Source {
             State::Start | State::Greeting => "greeting the target",
             State::Opening => "opening further connections",
             State::Observing { .. } => "observing the guest",
+            State::Pushing(_) if self.push_is_held() => "holding the push",
             State::Pushing(_) => "pushing memory",
             State::Pausing => "pausing the guest",
             State::StopAndCopy(StopStep::Load) => "waiting for the target to load",
@@ -847,7 +1020,7 @@ impl Source {
         self.bandwidth()
     }
 
-    /// The shortest round trip that was measured.
+    /// The round trip of late, without the time that bytes under way take.
     pub fn round_trip(&self) -> Option<Duration> {
         self.round_trip
     }
@@ -875,7 +1048,7 @@ impl Source {
             None if self.times.running.is_some() => OutcomeKind::Completed,
             _ if self.handed_over => OutcomeKind::InDoubt,
             Some(SourceError::Cancelled) => OutcomeKind::Cancelled,
-            Some(SourceError::NotConverged { .. }) => OutcomeKind::NotConverged,
+            Some(SourceError::NotConverged { .. } | SourceError::TimeLimit { .. }) => OutcomeKind::NotConverged,
             Some(_) | None => OutcomeKind::Failed,
         };
         let ended = self.times.ended.unwrap_or(now);
@@ -906,6 +1079,7 @@ impl Source {
             pages: self.pages,
             compression: self.compression(),
             passes: self.passes,
+            pause_cause: self.pause_cause,
             working_set: WorkingSetReport {
                 predictor: self.predictor.name(),
                 pages: self.times.held_at_pause,
@@ -917,6 +1091,9 @@ impl Source {
             tracking: self.tracking,
             address_spaces: None,
             verify: self.verify,
+            if_stuck: self.stuck.answer().name(),
+            throttle: self.throttle.report(ended),
+            limit_waived: self.times.limit_waived,
         }
     }
 
@@ -978,7 +1155,8 @@ impl Source {
     }
 
     fn window_open(&self) -> bool {
-        let time = WINDOW_TIME + 2 * self.round_trip.unwrap_or_default();
+        let filled = (self.config.downtime_limit / WINDOW_LIMIT_PARTS).clamp(WINDOW_TIME_MIN, WINDOW_TIME_MAX);
+        let time = filled + 2 * self.round_trip.unwrap_or_default();
         let window = match self.bandwidth() {
             Some(rate) => ((rate * time.as_secs_f64()) as u64).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES),
             None => WINDOW_FIRST_BYTES,
@@ -991,7 +1169,7 @@ impl Source {
         let bytes = self.bandwidth().map_or(0.0, |rate| rate * CHUNK_TIME.as_secs_f64());
         // As bytes, the least is that of pages as they are: each chunk costs some time beside its bytes.
         let bytes = bytes.max((CHUNK_MIN_PAGES * PAGE_WIRE_BYTES) as f64);
-        ((bytes / self.sizes.planned_bytes(class)) as u64).clamp(CHUNK_MIN_PAGES, MAX_PAGES_PER_FRAME)
+        ((bytes / self.sizes.mean_bytes(class)) as u64).clamp(CHUNK_MIN_PAGES, MAX_PAGES_PER_FRAME)
     }
 
     /// The same for pages of either class.
@@ -1041,8 +1219,9 @@ impl Source {
     }
 
     fn ping(&mut self, now: Duration) {
-        if self.ping_sent.is_none() {
-            self.ping_sent = Some(now);
+        if self.ping.is_none() {
+            let was_idle = self.confirmed_bytes >= self.page_bytes_end;
+            self.ping = Some(Ping { sent: now, was_idle, worked: Duration::ZERO });
             self.outbox.push_back(Message::Ping(self.tracking.scans));
         }
     }
@@ -1080,7 +1259,9 @@ impl Source {
         {
             self.times.pushing = Some(now);
             self.begin_push();
-            self.decide(now, Moment::Scan);
+            if !self.push_is_held() {
+                self.decide(now, Moment::Scan);
+            }
         }
     }
 
@@ -1183,13 +1364,18 @@ impl Source {
     }
 
     fn facts(&self, now: Duration) -> Facts {
+        Facts { least_stop_pages: self.least_stop_pages(), ..self.facts_without_bound(now) }
+    }
+
+    /// The facts that cost no time to gather.
+    fn facts_without_bound(&self, now: Duration) -> Facts {
         let mut fixed = self.config.fixed;
         fixed.time += self.round_trip.unwrap_or_default() * 2;
         // There are two scans in the pause.
         let scans = self.tracking.scans.max(1) as f64;
         fixed.time += Duration::from_secs_f64(2.0 * self.tracking.scan_ms / scans / 1e3);
         Facts {
-            pushing_for: now.saturating_sub(self.times.pushing.unwrap_or(now)),
+            pushing_for: self.pushing_for(now),
             passes: self.passes,
             pending_pages: self.pending.len(),
             unheld_pages: self.pending.len() - self.held.len(),
@@ -1205,7 +1391,7 @@ impl Source {
             bandwidth_bytes_per_s: self.bandwidth(),
             fixed,
             downtime_limit: self.config.downtime_limit,
-            least_stop_pages: self.least_stop_pages(),
+            least_stop_pages: None,
         }
     }
 
@@ -1219,7 +1405,7 @@ impl Source {
         let State::Pushing(push) = &self.state else { unreachable!("only called while pushing") };
         let pages_since_scan = push.pages_since_scan;
         if now >= self.next_scan {
-            if self.rules.scan_every_epoch || push.drained {
+            if self.rules.scan_every_epoch || push.drained || self.push_is_held() {
                 return Some(self.act(Action::Scan { relaxed: true }));
             }
             // The target is heard once in each epoch all the same.
@@ -1227,7 +1413,7 @@ impl Source {
             self.ping(now);
             return self.poll_action(now);
         }
-        if !self.window_open() || now < self.pacer.next_at() {
+        if self.push_is_held() || !self.window_open() || now < self.pacer.next_at() {
             return None;
         }
         if !self.rules.scan_every_epoch && pages_since_scan > 0 && self.policy.wants_scan(&self.facts(now)) {
@@ -1420,6 +1606,14 @@ impl Source {
         self.end_epoch(owners);
         self.next_scan = now + self.config.epoch;
         self.ping(now);
+        self.trend.scanned(now, self.last_epoch_pages, self.facts_without_bound(now).pending_bytes());
+        if self.push_is_held() {
+            // No work is done that a pass could measure, and nothing is to be decided.
+            if let State::Pushing(push) = &mut self.state {
+                (push.warm, push.pages_since_scan, push.drained) = (None, 0, false);
+            }
+            return;
+        }
         let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
         let predicting = self.rules.order == SendOrder::ColdestFirst && !self.seen.is_empty();
         let cold_is_sent = predicting && self.pending.is_subset_of(&self.seen);
@@ -1430,6 +1624,9 @@ impl Source {
         if pass_ends {
             self.passes += 1;
             (push.pass_pages, push.pass_length) = (0, self.pending.len());
+            if self.passes == 1 {
+                self.trend.restart();
+            }
         }
         (push.warm, push.probes, push.pages_since_scan, push.drained) = (None, None, 0, false);
         if cold_is_sent {
@@ -1449,29 +1646,71 @@ impl Source {
         for shadow in &mut self.shadows {
             shadow.decide(moment, &facts);
         }
-        match self.policy.decide(moment, &facts) {
-            Decision::Push => {}
-            Decision::Pause => {
-                self.times.pausing = Some(now);
-                self.downtime.fixed_planned_ms = facts.fixed_downtime().as_secs_f64() * 1e3;
-                self.state = State::Pausing;
-            }
-            Decision::GiveUp => {
+        let decision = self.policy.decide(moment, &facts);
+        let Self { stuck, predictor, last_epoch_pages, .. } = self;
+        let share = || {
+            let carried = facts.carried_pages_per_epoch()?;
+            let least = |pages_per_epoch| predictor.least_stop_pages(pages_per_epoch);
+            Some(fitting_share(facts.budget_pages(), carried, *last_epoch_pages as f64, &least))
+        };
+        match stuck.step(decision, moment, &facts, &share) {
+            Step::Push => {}
+            Step::Pause { limit_waived: false } => self.pause_now(now, PauseCause::Plan),
+            Step::Pause { limit_waived: true } => self.pause_now(now, PauseCause::Stuck),
+            Step::Throttle { share } => self.throttle.wanted = share,
+            Step::GiveUp => {
                 let error = self.not_converged(now);
                 self.fail(now, error);
             }
         }
     }
 
+    /// What share of the processor time the driver shall give the guest now, if it was not told so yet. Before the hand-over
+    /// every end gives back all of it, also where it is not known what was done; a push that is held needs no slow guest.
+    fn share_to_set(&self) -> Option<f64> {
+        let throttle = &self.throttle;
+        let share = match &self.state {
+            State::Pushing(_) if self.push_is_held() => 1.0,
+            State::Pushing(_) => throttle.wanted,
+            State::Ended { .. } if self.handed_over || throttle.failures >= LIFT_ATTEMPTS => return None,
+            State::Ended { .. } => 1.0,
+            State::Start
+            | State::Greeting
+            | State::Opening
+            | State::Observing { .. }
+            | State::Pausing
+            | State::StopAndCopy(_)
+            | State::HandedOver { .. }
+            | State::Resuming { .. } => return None,
+        };
+        (!throttle.is_done || throttle.told != share).then_some(share)
+    }
+
+    /// Has the guest paused, whatever remains.
+    fn pause_now(&mut self, now: Duration, cause: PauseCause) {
+        self.times.pushing.get_or_insert(now);
+        self.times.pausing = Some(now);
+        self.pause_cause = Some(cause);
+        let facts = self.facts_without_bound(now);
+        self.downtime.fixed_planned_ms = facts.fixed_downtime().as_secs_f64() * 1e3;
+        self.times.limit_waived = (cause != PauseCause::Plan && !facts.fits()).then(|| WaivedLimit {
+            at_ms: facts.pushing_for.as_secs_f64() * 1e3,
+            expected_downtime_ms: facts.expected_downtime().map(|downtime| downtime.as_secs_f64() * 1e3),
+        });
+        self.state = State::Pausing;
+    }
+
     fn not_converged(&self, now: Duration) -> SourceError {
-        let facts = self.facts(now);
+        let facts = self.facts_without_bound(now);
+        let pushed = now.saturating_sub(self.times.pushing.unwrap_or(now));
         SourceError::NotConverged {
             passes: self.passes,
             pending_pages: facts.pending_pages,
             expected_ms: facts.expected_downtime().map_or(u64::MAX, |downtime| downtime.as_millis() as u64),
             limit_ms: facts.downtime_limit.as_millis() as u64,
-            dirty_pages_per_s: (self.written_while_pushing as f64 / facts.pushing_for.as_secs_f64().max(1e-3)) as u64,
+            dirty_pages_per_s: (self.written_while_pushing as f64 / pushed.as_secs_f64().max(1e-3)) as u64,
             bandwidth_bytes_per_s: facts.bandwidth_bytes_per_s.unwrap_or(0.0) as u64,
+            throttled_percent: Throttle::percent(self.throttle.least).round() as u32,
         }
     }
 
@@ -1570,8 +1809,8 @@ impl Source {
     fn silence_deadline(&self) -> Option<Duration> {
         let expected = match &self.state {
             State::Greeting | State::StopAndCopy(StopStep::Load) => true,
-            State::Observing { .. } => self.ping_sent.is_some(),
-            State::Pushing(_) | State::StopAndCopy(_) => self.ping_sent.is_some() || !self.window_open(),
+            State::Observing { .. } => self.ping.is_some(),
+            State::Pushing(_) | State::StopAndCopy(_) => self.ping.is_some() || !self.window_open(),
             State::HandedOver { since } => return Some(*since + self.config.stall_timeout * RUNNING_PATIENCE),
             State::Start | State::Opening | State::Pausing | State::Resuming { .. } | State::Ended { .. } => false,
         };
@@ -1607,7 +1846,9 @@ impl Source {
         self.outbox.clear();
         let fault = match error {
             SourceError::Cancelled => Fault::User,
-            SourceError::Driver { .. } | SourceError::NotConverged { .. } => Fault::Sender,
+            SourceError::Driver { .. } | SourceError::NotConverged { .. } | SourceError::TimeLimit { .. } => {
+                Fault::Sender
+            }
             SourceError::Unexpected { .. } | SourceError::BadWelcome | SourceError::Mismatch { .. } => Fault::Receiver,
             SourceError::Aborted { .. } | SourceError::ConnectionLost { .. } | SourceError::Stalled { .. } => return,
         };

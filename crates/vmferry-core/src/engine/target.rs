@@ -401,6 +401,15 @@ impl Target {
         }
     }
 
+    /// Whether the guest is ours, whatever became of it then.
+    pub fn handed_over(&self) -> bool {
+        match &self.state {
+            State::Resuming { .. } | State::Ended(TargetOutcome::Running) => true,
+            State::Ended(TargetOutcome::Failed { handed_over, .. }) => *handed_over,
+            State::AwaitHello | State::Receiving | State::Loading | State::Prepared => false,
+        }
+    }
+
     /// Whether a source was accepted.
     pub fn greeted(&self) -> bool {
         self.migration.is_some()

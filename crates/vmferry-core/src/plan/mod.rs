@@ -10,7 +10,10 @@ mod pace;
 mod policy;
 mod precopy;
 mod predictive;
+mod progress;
 mod rate;
+mod stuck;
+mod trend;
 mod wire_size;
 mod work;
 
@@ -23,6 +26,8 @@ pub use policy::{
 pub use precopy::{QemuRule, StopAndCopy, XenRule};
 pub use predictive::Predictive;
 pub use rate::RateEstimate;
+pub use stuck::{IfStuck, MIN_SHARE, Step, Stuck, fitting_share};
+pub use trend::Trend;
 pub use wire_size::{PageClass, WireSizes};
 pub use work::PageWork;
 
@@ -103,6 +108,12 @@ impl Facts {
         let copying = self.planned_downtime().saturating_sub(self.fixed.time).as_secs_f64();
         let handled = copying / self.work.seconds_per_page(PageClass::Written);
         carried.min(handled) as u64
+    }
+
+    /// How many pages that were written the path carries in an epoch; `None` before anything was measured.
+    pub fn carried_pages_per_epoch(&self) -> Option<f64> {
+        let page_bytes = self.sizes.planned_bytes(PageClass::Written);
+        Some(self.bandwidth_bytes_per_s? * self.epoch.as_secs_f64() / page_bytes)
     }
 
     /// What all that remains is not expected to exceed on the wire.

@@ -85,6 +85,10 @@ pub trait Policy: std::fmt::Debug + Send {
 
     /// The decision. Asked after every scan of the push.
     fn decide(&mut self, moment: Moment, facts: &Facts) -> Decision;
+
+    /// The guest was made to write slower, or the user changed a limit or held the push for a while: that there was no
+    /// progress so far says little, and patience begins anew.
+    fn restart(&mut self) {}
 }
 
 /// What [`Policy::hold`] answers.
@@ -197,6 +201,11 @@ impl Shadow {
     pub fn hold(&mut self, facts: &Facts, heats: &[f64], other_heat: f64) {
         let hold = self.policy.hold(facts, heats, other_heat);
         self.verdict.held_pages_max = self.verdict.held_pages_max.max(hold.pages as u64);
+    }
+
+    /// Begins its patience anew.
+    pub fn restart(&mut self) {
+        self.policy.restart();
     }
 
     /// Asks what it would do.

@@ -63,6 +63,11 @@ impl Policy for QemuRule {
         let patient = self.passes_since_best < self.patience.passes || since < self.patience.time;
         if patient { Decision::Push } else { Decision::GiveUp }
     }
+
+    fn restart(&mut self) {
+        self.best = None;
+        self.passes_since_best = 0;
+    }
 }
 
 /// Pre-copy with the rule of Xen's toolstack (`libxl`, `simple_precopy_policy`): the guest is paused after five passes, or

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::policy::{AtRead, Decision, Hold, Moment, Policy, PushRules, SendOrder};
+use super::progress::Progress;
 use super::{Facts, PageClass, Patience};
 
 /// How much of the downtime budget the held pages may take. The rest is for pages written after the last scan.
@@ -16,10 +17,6 @@ const HELD_SHARE_MIN: f64 = 0.3;
 /// What is left of the held pages' share after each pass without progress. Holding back is a bet on pages being written
 /// again; where it does not bring the pause nearer, as with a sweep, it ends up as plain pre-copy.
 const HELD_SHARE_DECAY: f64 = 0.5;
-/// What remains counts as less than before if it shrank below the best so far by this factor.
-const PROGRESS_FACTOR: f64 = 0.95;
-/// What remains goes up and down with the guest's epochs; it is smoothed over about this time before it is judged.
-const SMOOTHING: Duration = Duration::from_millis(300);
 /// The most passes made only to shorten a pause that fits already: the expectation behind them can be wrong.
 const EXTRA_PASSES_MAX: u32 = 4;
 /// A pass more is worth its time if it is expected to leave at most this share of what remains now.
@@ -43,9 +40,8 @@ const SCANS_UNTIL_TRY_MAX: u32 = 16;
 pub struct Predictive {
     patience: Patience,
     held_share: f64,
-    /// Pages that remain, smoothed, and when that was last updated.
-    smoothed: Option<(f64, Duration)>,
-    best: Option<(f64, Duration)>,
+    /// Pages that remain.
+    progress: Progress,
     passes_since_best: u32,
     extra_passes: u32,
     hopeless_since: Option<Duration>,
@@ -61,8 +57,7 @@ impl Predictive {
         Self {
             patience,
             held_share: HELD_SHARE_MAX,
-            smoothed: None,
-            best: None,
+            progress: Progress::default(),
             passes_since_best: 0,
             extra_passes: 0,
             hopeless_since: None,
@@ -127,19 +122,8 @@ impl Predictive {
 
     /// Notes what remains; returns whether that is progress, or the first look.
     fn progressed(&mut self, facts: &Facts) -> bool {
-        let now = facts.pushing_for;
-        let pending = facts.pending_pages as f64;
-        let smoothed = match self.smoothed {
-            Some((before, at)) => {
-                let share = now.saturating_sub(at).as_secs_f64() / SMOOTHING.as_secs_f64();
-                before + (pending - before) * share.min(1.0)
-            }
-            None => pending,
-        };
-        self.smoothed = Some((smoothed, now));
-        let better = self.best.is_none_or(|(best, _)| smoothed < best * PROGRESS_FACTOR);
+        let better = self.progress.note(facts.pushing_for, facts.pending_pages as f64);
         if better {
-            self.best = Some((smoothed, now));
             self.passes_since_best = 0;
         }
         better
@@ -202,11 +186,19 @@ impl Policy for Predictive {
             self.passes_since_best += 1;
             self.held_share *= HELD_SHARE_DECAY;
         }
-        let since = self.best.map_or(Duration::ZERO, |(_, at)| facts.pushing_for.saturating_sub(at));
+        let since = self.progress.stands_for(facts.pushing_for);
         if self.passes_since_best >= self.patience.passes && since >= self.patience.time {
             return Decision::GiveUp;
         }
         Decision::Push
+    }
+
+    fn restart(&mut self) {
+        self.progress = Progress::default();
+        self.passes_since_best = 0;
+        self.hopeless_since = None;
+        self.held_share = HELD_SHARE_MAX;
+        (self.scans_since_try, self.scans_until_try) = (0, 1);
     }
 }
 

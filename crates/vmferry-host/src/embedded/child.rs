@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use vmferry_guest::{CheckReport, Drive, Gate, Memory, Parameters, Worker, words_
 
 use super::{Answer, Order, Start};
 use crate::channel::Channel;
+use crate::throttle::PERIOD;
 use crate::track::{create_own_userfaultfd, own_pagemap};
 use crate::vmm::describe;
 
@@ -87,6 +89,10 @@ fn obey(channel: &mut Channel, writers: &mut Writers) -> Result<(), String> {
             }
             Order::Check => writers.check(),
             Order::Writes => Answer::Writes { writes: writers.writes() },
+            Order::Throttle { share } => {
+                writers.throttle(share);
+                Answer::Done
+            }
         };
         channel.send(&answer, &[]).and_then(|()| channel.send_bytes(&state)).map_err(|error| error.to_string())?;
     }
@@ -97,14 +103,49 @@ fn obey(channel: &mut Channel, writers: &mut Writers) -> Result<(), String> {
 struct Writers {
     memory: Memory<'static>,
     shared: &'static Shared,
-    /// How long the guest has run so far, without the pauses.
+    /// How long the guest has run so far, without the pauses and what throttling took.
     active: Duration,
     state: WriterState,
+    turns: Option<Turns>,
 }
 
 enum WriterState {
     Stopped(Vec<Worker>),
     Running { threads: Vec<JoinHandle<Worker>>, since: Instant },
+}
+
+/// A thread that keeps the writers at the gate for a part of the time. The guest's clock stands still then: its rate is one
+/// of processor time, as if its writes took all that it has.
+struct Turns {
+    thread: JoinHandle<()>,
+    /// Dropped to end it.
+    _end: Sender<()>,
+}
+
+impl Turns {
+    fn begin(shared: &'static Shared, share: f64) -> Self {
+        let (sender, end) = channel();
+        let thread = std::thread::spawn(move || {
+            let wait = |part: f64| end.recv_timeout(PERIOD.mul_f64(part)) == Err(RecvTimeoutError::Timeout);
+            loop {
+                let paused = shared.gate.pause();
+                let began = Instant::now();
+                let goes_on = wait(1.0 - share);
+                shared.taken_ns.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+                drop(paused);
+                if !goes_on || !wait(share) {
+                    return;
+                }
+            }
+        });
+        Self { thread, _end: sender }
+    }
+
+    fn end(self) {
+        let Self { thread, _end: end } = self;
+        drop(end);
+        thread.join().expect("taking turns does not panic");
+    }
 }
 
 /// What the threads share; it lives as long as the process, as the guest's memory does.
@@ -113,23 +154,33 @@ struct Shared {
     gate: Gate,
     stop: AtomicBool,
     writes: AtomicU64,
+    /// What throttling took since the writers were started, in ns.
+    taken_ns: AtomicU64,
+}
+
+impl Shared {
+    /// How long the writers have had their time since they were started.
+    fn ran(&self, since: Instant) -> Duration {
+        since.elapsed().saturating_sub(Duration::from_nanos(self.taken_ns.load(Ordering::Relaxed)))
+    }
 }
 
 impl Writers {
     fn new(memory: Memory<'static>, workers: Vec<Worker>) -> Self {
         let shared = Box::leak(Box::default());
-        Self { memory, shared, active: Duration::ZERO, state: WriterState::Stopped(workers) }
+        Self { memory, shared, active: Duration::ZERO, state: WriterState::Stopped(workers), turns: None }
     }
 
     fn resume(&mut self) {
         let WriterState::Stopped(workers) = &mut self.state else { return };
         let (memory, shared, before) = (self.memory, self.shared, self.active);
         shared.stop.store(false, Ordering::Relaxed);
+        shared.taken_ns.store(0, Ordering::Relaxed);
         let since = Instant::now();
         let threads = std::mem::take(workers).into_iter().map(|mut worker| {
             std::thread::spawn(move || {
                 let member = shared.gate.join();
-                let elapsed = move || before + since.elapsed();
+                let elapsed = move || before + shared.ran(since);
                 let drive = Drive { memory, member, writes: &shared.writes, stop: &shared.stop, elapsed };
                 drive.run(&mut worker);
                 worker
@@ -141,10 +192,23 @@ impl Writers {
     fn pause(&mut self) {
         let WriterState::Running { threads, since } = &mut self.state else { return };
         self.shared.stop.store(true, Ordering::Relaxed);
+        // A writer that waits for its turn is not to be waited for: it stops at its next boundary.
+        if let Some(turns) = self.turns.take() {
+            turns.end();
+        }
         let workers = std::mem::take(threads).into_iter().map(|thread| thread.join().expect("a writer does not panic"));
         let workers = workers.collect();
-        self.active += since.elapsed();
+        self.active += self.shared.ran(*since);
         self.state = WriterState::Stopped(workers);
+    }
+
+    /// Lets the writers run for this share of the time, from 0 to 1, until they are paused.
+    fn throttle(&mut self, share: f64) {
+        if let Some(turns) = self.turns.take() {
+            turns.end();
+        }
+        let is_running = matches!(self.state, WriterState::Running { .. });
+        self.turns = (is_running && share < 1.0).then(|| Turns::begin(self.shared, share));
     }
 
     /// The state of a paused guest: for each writer its length in 4 bytes, little-endian, and its bytes.

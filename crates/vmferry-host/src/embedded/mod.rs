@@ -101,9 +101,15 @@ enum Order {
     Pause,
     Resume,
     Save,
-    Load { bytes: usize },
+    Load {
+        bytes: usize,
+    },
     Check,
     Writes,
+    /// From 0 to 1.
+    Throttle {
+        share: f64,
+    },
 }
 
 /// Lines from the child.
@@ -347,6 +353,10 @@ impl SourceVmm for EmbeddedSource {
 
     fn resume(&mut self) -> Result<(), VmmError> {
         Ok(self.guest.do_it(&Order::Resume)?)
+    }
+
+    fn throttle(&mut self, share: f64) -> Result<(), VmmError> {
+        Ok(self.guest.do_it(&Order::Throttle { share })?)
     }
 
     fn released(&mut self) {}

@@ -280,6 +280,17 @@ impl<'a> Source<'a> {
         configure(self.qmp, &SOURCE_CAPABILITIES_ON, parameters)
     }
 
+    /// Waits until all requests to the guest's disks have ended that had begun before. QEMU does nothing else meanwhile, and
+    /// limits on the guest's input and output are lifted for that moment.
+    ///
+    /// # Errors
+    /// [`ControlError`], also where a disk does not answer in time.
+    pub fn wait_for_requests(&mut self) -> Result<(), ControlError> {
+        // There is nothing to do in it; QEMU lets requests end before it looks.
+        self.qmp.execute_with("transaction", json!({ "actions": [] }))?;
+        Ok(())
+    }
+
     /// Starts QEMU's migration into a copy of the socket `fd`. Paused afterwards within some milliseconds: call
     /// [`Source::wait_pre_switchover`], and read the socket's other end meanwhile. Forgets queued events.
     ///

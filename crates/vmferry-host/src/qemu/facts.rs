@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::disks;
 use super::guest::QemuError;
 use super::ram::{self, FileMapping, Mapping, RamAccess, Wanted};
 use crate::qmp::{QmpClient, VersionTriple};
@@ -56,6 +57,8 @@ pub struct Facts {
     pub objects: Vec<Device>,
     /// Types of network back ends in use, as `tap` and `vhost-user`.
     pub network_backends: Vec<String>,
+    /// Block drivers in use, as `file` and `qcow2`.
+    pub disk_drivers: Vec<String>,
     /// Balloon devices that report free pages.
     pub free_page_reporting: Vec<String>,
 }
@@ -185,6 +188,7 @@ pub(super) fn collect(qmp: &mut QmpClient, pid: u32) -> Result<Facts, QemuError>
         devices: tree.devices,
         devices_incomplete: tree.incomplete,
         objects: objects(qmp)?,
+        disk_drivers: disks::drivers(qmp)?,
         network_backends: hmp(qmp, "info network")?.map_or_else(Vec::new, |text| network_backends(&text)),
         free_page_reporting,
     })

@@ -15,6 +15,9 @@ const MEMFD_SENT_SINCE: (u32, u32) = (8, 1);
 /// More than a video card's usual memory: then QEMU's own stream is no longer small.
 const LARGE_OTHER_RAM_BYTES: u64 = 64 << 20;
 
+/// Block drivers by which somebody other than QEMU and the kernel writes into guest RAM.
+const DISKS_OF_OTHERS: [&str; 4] = ["nvme", "virtio-blk-vfio-pci", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa"];
+
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -350,6 +353,14 @@ fn devices(facts: &Facts) -> Vec<Finding> {
             "unplug the card (device_del) for the move, or use a tap back end (vhost=on is fine)",
         ));
     }
+    for driver in facts.disk_drivers.iter().filter(|&driver| DISKS_OF_OTHERS.contains(&driver.as_str())) {
+        findings.push(Finding::unfit(
+            "device",
+            format!("a disk is read by block driver {driver}"),
+            "its device, or another process, writes guest RAM, and these writes are not seen in QEMU's page tables",
+            "give the guest that disk by a host device or a file for the move",
+        ));
+    }
     for object in &facts.objects {
         let (why, change) = match object.kind.as_str() {
             "sev-guest" | "sev-snp-guest" | "tdx-guest" => (
@@ -452,6 +463,7 @@ mod tests {
             devices_incomplete: false,
             objects: vec![Device { path: "/objects/ram".into(), kind: "memory-backend-file".into() }],
             network_backends: vec!["tap".into()],
+            disk_drivers: vec!["file".into(), "qcow2".into()],
             free_page_reporting: vec![],
         }
     }
@@ -581,6 +593,7 @@ mod tests {
 
     #[test]
     fn back_ends_and_encrypted_guests_are_unfit() {
+        assert_eq!(complaints(|facts| facts.disk_drivers.push("nvme".into())), [("device", Severity::Unfit)]);
         assert_eq!(
             complaints(|facts| facts.network_backends = vec!["vhost-user".into()]),
             [("device", Severity::Unfit)]

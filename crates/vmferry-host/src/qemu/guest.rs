@@ -8,6 +8,7 @@ use rustix::process::{Pid, PidfdFlags};
 use vmferry_core::pages::{LayoutError, RamBlock, RamLayout};
 
 use super::control::{ControlError, Source, Target};
+use super::disks;
 use super::facts::{self, Facts};
 use super::findings::Inspection;
 use super::ram::{self, GuestRam, GuestRamBlock, RamAccess, RamError};
@@ -164,6 +165,27 @@ impl QemuGuest {
         self.vcpus
     }
 
+    /// The threads of the virtual CPUs, as they are numbered here; fewer than CPUs where several share one.
+    ///
+    /// # Errors
+    /// [`QemuError`].
+    pub fn vcpu_threads(&mut self) -> Result<Vec<u32>, QemuError> {
+        let named = facts::vcpu_threads(&mut self.qmp)?;
+        let mut threads = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten() {
+            let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+            // QEMU may be in a process namespace of its own: the last number is that by which it knows the thread.
+            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            let mut numbers = numbers.split_ascii_whitespace().map(str::parse::<u32>);
+            if let (Some(Ok(here)), last) = (numbers.next(), numbers.next_back())
+                && named.contains(&last.and_then(Result::ok).unwrap_or(here))
+            {
+                threads.push(here);
+            }
+        }
+        Ok(threads)
+    }
+
     /// The monitor.
     pub fn qmp(&mut self) -> &mut QmpClient {
         &mut self.qmp
@@ -196,6 +218,16 @@ impl QemuGuest {
     /// [`QemuError`], where the guest cannot even be looked at.
     pub fn inspect(&mut self) -> Result<Inspection, QemuError> {
         Ok(Inspection::new(self.facts()?))
+    }
+
+    /// Whether some of the guest's disks may be read straight into guest RAM, past the page tables (`cache.direct=on`, or
+    /// SCSI commands that are passed on). Such writes to guest RAM may be tracked before they happen: see
+    /// [`Source::wait_for_requests`].
+    ///
+    /// # Errors
+    /// [`QemuError`].
+    pub fn reads_disks_directly(&mut self) -> Result<bool, QemuError> {
+        disks::are_read_directly(&mut self.qmp)
     }
 
     /// Finds all guest RAM and opens the files behind it.

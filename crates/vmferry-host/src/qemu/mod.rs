@@ -21,6 +21,7 @@
 //! The target stays paused until [`Target::cont`]: the hand-over is the caller's, not QEMU's.
 
 mod control;
+mod disks;
 mod facts;
 mod findings;
 mod guest;

@@ -48,6 +48,7 @@
 
 mod cycle;
 mod error;
+mod hold;
 mod inject;
 mod probe;
 mod procfs;
@@ -61,6 +62,7 @@ use rustix::io::Errno;
 use vmferry_core::pages::{MAX_BLOCKS, PAGE_BYTES, PageRun};
 
 pub use error::TrackError;
+pub(crate) use hold::HeldThreads;
 pub use probe::{KernelSupport, create_own_userfaultfd, own_pagemap, probe};
 
 use cycle::Cycle;

@@ -65,12 +65,14 @@ pub(crate) struct Recipe {
     /// Kernel parameters: then the Linux test guest is booted, else only the firmware.
     pub(crate) linux: Option<String>,
     pub(crate) extra: Vec<String>,
+    /// A program, with arguments, that becomes QEMU in some other place; empty where QEMU is started here.
+    pub(crate) launcher: Vec<String>,
 }
 
 impl Recipe {
     /// A firmware-only guest with RAM as it should be.
     pub(crate) fn new(version: &'static str) -> Self {
-        Self { version, ram: Ram::Shared, mebibytes: 64, incoming: false, linux: None, extra: vec![] }
+        Self { version, ram: Ram::Shared, mebibytes: 64, incoming: false, linux: None, extra: vec![], launcher: vec![] }
     }
 
     pub(crate) fn ram(self, ram: Ram) -> Self {
@@ -143,7 +145,15 @@ impl Vm {
             Ram::Disk => directory.join("ram"),
             _ => Path::new("/dev/shm").join(unique("ram")),
         };
-        let mut command = Command::new(tools.join(format!("qemu-{}/run", recipe.version)));
+        let qemu = tools.join(format!("qemu-{}/run", recipe.version));
+        let mut command = match recipe.launcher.split_first() {
+            Some((launcher, arguments)) => {
+                let mut command = Command::new(launcher);
+                command.args(arguments).arg(qemu);
+                command
+            }
+            None => Command::new(qemu),
+        };
         let size = recipe.mebibytes;
         let path = ram_file.display();
         command.args(["-accel", "tcg", "-cpu", "max", "-nodefaults", "-display", "none", "-smp", "2"]);

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use vmferry_core::engine::OutcomeKind;
+use vmferry_host::control::Controls;
 use vmferry_host::{Cancel, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, MigrateOptions, pages_in};
 
 use super::{DemoReport, GuestReport, move_guest, parameters};
@@ -10,7 +11,12 @@ use crate::cli::DemoArgs;
 /// The guest uses three quarters of its RAM; the rest stays untouched, as in most guests.
 const USED_SHARE: (u64, u64) = (3, 4);
 
-pub(super) fn run(args: &DemoArgs, options: &MigrateOptions, cancel: &Cancel) -> anyhow::Result<DemoReport> {
+pub(super) fn run(
+    args: &DemoArgs,
+    options: &MigrateOptions,
+    cancel: &Cancel,
+    controls: Option<&Controls>,
+) -> anyhow::Result<DemoReport> {
     let program = GuestProgram {
         program: std::env::current_exe().context("cannot find the vmferry program to start its guest")?,
         arguments: vec!["embedded-guest".into()],
@@ -20,7 +26,7 @@ pub(super) fn run(args: &DemoArgs, options: &MigrateOptions, cancel: &Cancel) ->
     let waiting = EmbeddedGuest::start_incoming(&program, args.memory, &parameters)?;
     let mut source = EmbeddedSource::attach(guest)?;
     let mut target = EmbeddedTarget::new(waiting);
-    let (report, _) = move_guest(&mut source, &mut target, options, cancel)?;
+    let (report, _) = move_guest(&mut source, &mut target, options, cancel, controls)?;
 
     let writes_before = source.guest().writes()?;
     let guest = if report.outcome == OutcomeKind::Completed {

@@ -11,9 +11,11 @@ use serde::Serialize;
 use vmferry_core::engine::{OutcomeKind, Report};
 use vmferry_core::pages::PAGE_BYTES;
 use vmferry_guest::Parameters;
-use vmferry_host::{Cancel, MigrateOptions, SelfCheck, SourceVmm, TargetReport, TargetVmm};
+use vmferry_host::control::{Controls, Role};
+use vmferry_host::{Cancel, MigrateOptions, Progress, SelfCheck, SourceVmm, TargetReport, TargetVmm};
 
 use crate::cli::{DemoArgs, Vmm};
+use crate::ctl;
 use crate::output::{Display, cancel_on_signals, describe_report, print_bytes, print_json};
 
 /// The least RAM of a demo guest.
@@ -48,14 +50,16 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
         return Err(crate::usage_error(message));
     }
     let cancel = cancel_on_signals()?;
+    let control = ctl::serve(Role::Source, "demo", &cancel);
+    let controls = control.as_ref().map(|server| server.controls());
     let mut code = ExitCode::SUCCESS;
     for run in 1..=args.repeat {
         if args.repeat > 1 {
             eprintln!("run {run} of {}", args.repeat);
         }
         let report = match args.vmm {
-            Vmm::Embedded => embedded::run(args, &options, &cancel)?,
-            Vmm::Qemu => qemu::run(args, &options, &cancel)?,
+            Vmm::Embedded => embedded::run(args, &options, &cancel, controls)?,
+            Vmm::Qemu => qemu::run(args, &options, &cancel, controls)?,
         };
         code = tell(args, &report)?;
         if code != ExitCode::SUCCESS {
@@ -116,6 +120,7 @@ fn move_guest(
     target: &mut (dyn TargetVmm + Send),
     options: &MigrateOptions,
     cancel: &Cancel,
+    controls: Option<&Controls>,
 ) -> anyhow::Result<(Report, TargetReport)> {
     let listener = TcpListener::bind("127.0.0.1:0").context("cannot listen on loopback")?;
     let address = listener.local_addr().context("cannot tell the address listened on")?;
@@ -134,7 +139,8 @@ fn move_guest(
         });
         let stream = TcpStream::connect(address).context("cannot connect over loopback")?;
         let mut display = Display::new();
-        let report = vmferry_host::migrate(source, stream, options, cancel, &mut |progress| display.update(progress));
+        let mut show = |progress: &Progress| display.update(progress);
+        let report = vmferry_host::migrate_with(source, stream, options, cancel, controls, &mut show);
         display.finish();
         let received = receiving.join().expect("the target's thread does not panic")?;
         let report = report?;

@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use vmferry_core::engine::OutcomeKind;
 use vmferry_core::pages::PAGE_BYTES;
 use vmferry_guest::Parameters;
+use vmferry_host::control::Controls;
 use vmferry_host::{Cancel, MigrateOptions, QemuSource, QemuTarget, SelfCheck};
 
 use super::{DemoReport, GuestReport, move_guest, parameters};
@@ -30,7 +31,12 @@ const MEMORY_MIN_BYTES: u64 = 160 << 20;
 /// Serial lines kept.
 const LINES_MAX: usize = 4096;
 
-pub(super) fn run(args: &DemoArgs, options: &MigrateOptions, cancel: &Cancel) -> anyhow::Result<DemoReport> {
+pub(super) fn run(
+    args: &DemoArgs,
+    options: &MigrateOptions,
+    cancel: &Cancel,
+    controls: Option<&Controls>,
+) -> anyhow::Result<DemoReport> {
     if args.memory < MEMORY_MIN_BYTES {
         return Err(crate::usage_error("--memory must be at least 160MiB for a Linux guest"));
     }
@@ -44,7 +50,7 @@ pub(super) fn run(args: &DemoArgs, options: &MigrateOptions, cancel: &Cancel) ->
 
     let mut target = QemuTarget::attach(&target_vm.qmp, None)?;
     let mut source = QemuSource::attach(&source_vm.qmp, None, Some(&guard_program()?))?;
-    let (report, _) = move_guest(&mut source, &mut target, options, cancel)?;
+    let (report, _) = move_guest(&mut source, &mut target, options, cancel, controls)?;
 
     let guest = match report.outcome {
         OutcomeKind::Completed => {

@@ -151,6 +151,22 @@ impl Machine {
         self.monitor.execute(command).unwrap();
     }
 
+    pub(crate) fn execute_with(&mut self, command: &str, arguments: Value) -> Value {
+        self.try_execute(command, arguments).unwrap()
+    }
+
+    pub(crate) fn try_execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        self.monitor.execute_with(command, arguments)
+    }
+
+    /// QEMU refuses the command, with these words.
+    pub(crate) fn refuses(&mut self, command: &str, words: &str) {
+        match self.monitor.execute(command) {
+            Err(error @ QmpError::Command { .. }) => assert!(error.to_string().contains(words), "{error}"),
+            other => panic!("{command} was not refused: {other:?}"),
+        }
+    }
+
     /// The guest runs, answers, finds nothing wrong in all of its memory, and its counters go on.
     pub(crate) fn lives(&mut self) -> Life {
         self.vm.type_line("check");

@@ -21,7 +21,7 @@ pub(crate) use ferry::{Ferry, Finished, Nobody, PROGRAM, Receiver};
 pub(crate) use machine::{Life, Machine, exactly_one_runs};
 pub(crate) use proxy::{Held, Proxy, Step, Where, kind};
 pub(crate) use report::report_is_complete;
-pub(crate) use vm::{PATIENCE, Ram, Recipe, Remove, VERSIONS, temporary_directory, unique};
+pub(crate) use vm::{PATIENCE, Ram, Recipe, Remove, VERSIONS, temporary_directory, tools, unique};
 
 /// Between two questions where no event tells.
 pub(crate) const POLL: Duration = Duration::from_millis(10);

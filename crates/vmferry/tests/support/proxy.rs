@@ -99,6 +99,10 @@ impl Proxy {
             let mut first = Some((place, step));
             while let Ok((source, _)) = listener.accept() {
                 let target = TcpStream::connect(&target).unwrap();
+                // A short frame is not to wait for the one before it to be acknowledged.
+                for stream in [&source, &target] {
+                    stream.set_nodelay(true).unwrap();
+                }
                 let both = [source.try_clone().unwrap(), target.try_clone().unwrap()];
                 kept.lock().unwrap().extend(both);
                 let deaf = Arc::new(AtomicBool::new(false));

@@ -10,15 +10,21 @@
 //! | `check pages=N wrong=K` | the background check went through all pages, about once a second, unless `vmferry.background_check=no` |
 //! | `full-check pages=N wrong=K` | the answer to `check`: all pages checked in one pause of the writers |
 //! | `wrong page=P expected=S found=…` | details of wrong pages, a few of them |
+//! | `network A` | the card has address A and echoes, with `vmferry.network` |
+//! | `disk found records=R last=L kept=0 wrong=K` | with `vmferry.disk`: R records are on it, L is the highest number |
+//! | `disk last=L checked=C wrong=K` | ten times a second: L is the last record written, C were read back so far |
+//! | `disk-check records=R last=L kept=P wrong=K` | the answer to `check-disk`: the whole disk and the P pages kept by readers |
 //! | `failed: …` | it cannot go on; the machine powers off |
 //!
-//! Lines it reads from the serial port: `check`, and `poweroff`.
+//! Lines it reads from the serial port: `check`, `check-disk`, and `poweroff`.
 //!
 //! With the word `vmferry.processes` it starts several processes instead, see `processes.rs`.
 //!
 //! The first process must never end: the kernel would panic with a message about that instead of the cause. Every way
 //! out, a panic included, prints its reason and powers the machine off.
 
+mod disk;
+mod network;
 mod processes;
 mod system;
 
@@ -30,9 +36,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{panic, process, thread};
 
-use vmferry_guest::{CheckReport, Drive, Gate, Memory, PAGE_BYTES, Parameters, Processes, Ticks, Worker, region_words};
+use vmferry_guest::{
+    CheckReport, Disk, Drive, Gate, Memory, Network, PAGE_BYTES, Parameters, Processes, Ticks, Worker, region_words,
+};
 
-/// From one tick of the guest of several processes to the next.
+use disk::Written;
+
+/// From one tick of the guest of several processes, or of the disk, to the next.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Memory left to the kernel and this program when the pages are taken.
@@ -79,6 +89,10 @@ fn run() -> Result<Never, Box<dyn Error>> {
         return processes::run(&console, &wanted);
     }
     let workers = Worker::all(&parameters)?;
+    if let Some(network) = Network::from_command_line(&command_line)? {
+        network::start(&console, &network)?;
+    }
+    let disk = Disk::from_command_line(&command_line)?.map(|disk| Written::open(&disk)).transpose()?;
 
     check_available(&parameters, &fs::read_to_string("/proc/meminfo")?)?;
     let region = allocate(region_words(parameters.pages))?;
@@ -95,8 +109,12 @@ fn run() -> Result<Never, Box<dyn Error>> {
                 Drive { memory, member: gate.join(), writes: &writes, stop: &stop, elapsed: move || start.elapsed() };
             scope.spawn(move || drive.run(&mut worker));
         }
-        let (console, gate) = (&console, &gate);
-        scope.spawn(move || obey(port, console, &memory, gate));
+        let (console, gate, disk) = (&console, &gate, disk.as_ref());
+        if let Some(disk) = disk {
+            disk.find(console).unwrap_or_else(|error| end(&format!("the disk: {error}")));
+            scope.spawn(move || disk.work(console));
+        }
+        scope.spawn(move || obey(port, console, &memory, gate, disk));
         tick(console, ticks, &memory, gate, &writes)
     })
 }
@@ -170,7 +188,7 @@ fn check(memory: &Memory<'_>, gate: &Gate, start: u64, end: u64) -> CheckReport 
 }
 
 /// Reads and obeys commands for as long as there is a serial port.
-fn obey(port: File, console: &Console, memory: &Memory<'_>, gate: &Gate) {
+fn obey(port: File, console: &Console, memory: &Memory<'_>, gate: &Gate, disk: Option<&Written>) {
     let mut reader = BufReader::new(port);
     loop {
         let mut line = Vec::new();
@@ -189,11 +207,15 @@ fn obey(port: File, console: &Console, memory: &Memory<'_>, gate: &Gate) {
                 }
                 console.say(&format!("full-check pages={} wrong={}", report.pages, report.wrong));
             }
+            "check-disk" => match disk {
+                Some(disk) => disk.check(console),
+                None => console.say("disk-check: there is no vmferry.disk"),
+            },
             "poweroff" => {
                 console.say("power-off");
                 system::power_off();
             }
-            other => console.say(&format!("unknown command {other:?}; there are check and poweroff")),
+            other => console.say(&format!("unknown command {other:?}; there are check, check-disk and poweroff")),
         }
     }
 }

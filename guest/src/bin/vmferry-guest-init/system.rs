@@ -1,18 +1,24 @@
-//! What the first process asks of the kernel that the standard library has no words for: mounts, the serial port's mode,
-//! power.
-#![expect(unsafe_code, reason = "mount, tcsetattr and reboot have no safe form in the standard library")]
+//! What the first process asks of the kernel that the standard library has no words for: mounts, modules, the serial port's
+//! mode, power.
+#![expect(unsafe_code, reason = "mount, finit_module, tcsetattr and reboot have no safe form in the standard library")]
 
 use std::ffi::CStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::ptr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the guest speaks.
 pub(crate) const SERIAL_PORT: &str = "/dev/ttyS0";
+
+/// Where the kernel's modules for virtio are, if it needs any; by name in the order in which they are loaded.
+const MODULES: &str = "/modules";
+/// How long to wait for a device that is being found.
+const DEVICE_WAIT: Duration = Duration::from_secs(10);
 
 /// How long to wait for the machine to be off.
 const POWER_OFF_WAIT: Duration = Duration::from_secs(2);
@@ -28,6 +34,46 @@ pub(crate) fn prepare() -> io::Result<File> {
     let port = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(SERIAL_PORT)?;
     make_plain(&port)?;
     Ok(port)
+}
+
+/// Loads the kernel's modules for virtio devices. What is loaded stays so.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub(crate) fn load_modules() -> io::Result<()> {
+    let mut modules = match fs::read_dir(MODULES) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<PathBuf>>>()?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    modules.sort();
+    for path in modules {
+        let module = File::open(&path)?;
+        // SAFETY: the descriptor is open for the whole call, and the parameters are an empty C string. What the module
+        // does in the kernel is no concern of this process's memory.
+        let result = unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+        let error = io::Error::last_os_error();
+        if result != 0 && error.raw_os_error() != Some(libc::EEXIST) {
+            return Err(io::Error::new(error.kind(), format!("cannot load {}: {error}", path.display())));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the kernel has found a device.
+///
+/// # Errors
+/// When it finds none.
+pub(crate) fn wait_for(path: &str) -> io::Result<()> {
+    let start = Instant::now();
+    while !Path::new(path).exists() {
+        if start.elapsed() > DEVICE_WAIT {
+            let message = format!("there is no {path}: the machine has no such device, or the kernel no driver for it");
+            return Err(io::Error::new(io::ErrorKind::NotFound, message));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Powers the machine off.

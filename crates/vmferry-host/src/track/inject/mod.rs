@@ -84,7 +84,7 @@ pub(super) enum Stage {
 }
 
 /// Why an attempt on one thread ended.
-enum Failure {
+pub(super) enum Failure {
     /// The thread is no more, or no longer ours.
     Gone,
     /// The thread did not stop in time.
@@ -365,7 +365,7 @@ fn leave(tid: i32, original: &Registers, mask: u64) -> Result<(), Failure> {
 }
 
 /// Waits for the stop that was asked for. Signals on the way are delivered: the request is still there after them.
-fn wait_until_interrupted(tid: i32, limit: Duration) -> Result<(), Failure> {
+pub(super) fn wait_until_interrupted(tid: i32, limit: Duration) -> Result<(), Failure> {
     for _ in 0..MAX_OTHER_STOPS {
         let signal = match wait(tid, limit)? {
             Stop::Interrupted => return Ok(()),
