@@ -45,6 +45,8 @@ const WINDOW_TIME_MIN: Duration = Duration::from_millis(8);
 const WINDOW_TIME_MAX: Duration = Duration::from_millis(24);
 /// A chunk of pages should take about this long, so that scans and cancellations are not late.
 const CHUNK_TIME: Duration = Duration::from_millis(4);
+/// Where pages turn out to be more bytes than on average, a chunk takes at most so many times as long.
+const CHUNK_TIMES_MAX: f64 = 4.0;
 /// The fewest pages of a chunk; more, where they are fewer bytes than so many as they are.
 const CHUNK_MIN_PAGES: u64 = 8;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
@@ -1169,7 +1171,9 @@ impl Source {
         let bytes = self.bandwidth().map_or(0.0, |rate| rate * CHUNK_TIME.as_secs_f64());
         // As bytes, the least is that of pages as they are: each chunk costs some time beside its bytes.
         let bytes = bytes.max((CHUNK_MIN_PAGES * PAGE_WIRE_BYTES) as f64);
-        ((bytes / self.sizes.mean_bytes(class)) as u64).clamp(CHUNK_MIN_PAGES, MAX_PAGES_PER_FRAME)
+        // Zero pages come in whole regions, and others behind them.
+        let page_bytes = self.sizes.mean_bytes(class).max(self.sizes.planned_bytes(class) / CHUNK_TIMES_MAX);
+        ((bytes / page_bytes) as u64).clamp(CHUNK_MIN_PAGES, MAX_PAGES_PER_FRAME)
     }
 
     /// The same for pages of either class.

@@ -378,6 +378,11 @@ impl EmbeddedTarget {
     pub fn guest(&mut self) -> &mut EmbeddedGuest {
         &mut self.guest
     }
+
+    /// The guest, for its next move.
+    pub fn into_guest(self) -> EmbeddedGuest {
+        self.guest
+    }
 }
 
 impl TargetVmm for EmbeddedTarget {
