@@ -56,7 +56,9 @@ fn guests_with_other_options_move() {
         ["--verify", "--bandwidth", "none", "--seed", "7"],
         ["--verify", "--epoch", "10ms", "--observe", "0"],
     ] {
-        moved(&Ferry::start(&[&SMALL[..], &options].concat()).finish());
+        // Long enough for a host that is busy with four writers and other tests.
+        let limit = ["--downtime-limit", "2s"];
+        moved(&Ferry::start(&[&SMALL[..], &limit, &options].concat()).finish());
     }
 }
 

@@ -1145,8 +1145,12 @@ impl Source {
 
     /// The cap, the measurement, or the lesser of both.
     fn bandwidth(&self) -> Option<f64> {
+        self.capped(self.rate.bytes_per_s())
+    }
+
+    fn capped(&self, measured: Option<f64>) -> Option<f64> {
         let cap = self.config.bandwidth_cap_bytes_per_s.map(|cap| cap as f64);
-        match (cap, self.rate.bytes_per_s()) {
+        match (cap, measured) {
             (Some(cap), Some(measured)) => Some(cap.min(measured)),
             (cap, measured) => cap.or(measured),
         }
@@ -1159,7 +1163,7 @@ impl Source {
     fn window_open(&self) -> bool {
         let filled = (self.config.downtime_limit / WINDOW_LIMIT_PARTS).clamp(WINDOW_TIME_MIN, WINDOW_TIME_MAX);
         let time = filled + 2 * self.round_trip.unwrap_or_default();
-        let window = match self.bandwidth() {
+        let window = match self.capped(self.rate.peak_bytes_per_s()) {
             Some(rate) => ((rate * time.as_secs_f64()) as u64).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES),
             None => WINDOW_FIRST_BYTES,
         };

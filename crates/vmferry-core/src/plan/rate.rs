@@ -8,6 +8,7 @@
 //! Congestion Control, 2016); and it counts no more once the path was full, since a short burst that a shaper lets through
 //! is faster than all that follow it.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Busy time that makes a sample.
@@ -16,6 +17,8 @@ const SAMPLE_TIME: Duration = Duration::from_millis(20);
 const SAMPLE_BYTES: u64 = 8 * 1024 * 1024;
 /// The weight of a new sample.
 const NEW_SHARE: f64 = 0.3;
+/// The peak is that of so many samples.
+const PEAK_SAMPLES: usize = 16;
 /// A stretch is never taken for shorter than this share of what it took, however long the round trip.
 const STRETCH_SHARE_MIN: u32 = 4;
 
@@ -30,6 +33,8 @@ pub struct RateEstimate {
     bytes_per_s: Option<f64>,
     /// That is from a path that was full.
     is_certain: bool,
+    /// The latest samples of a full path.
+    latest: VecDeque<f64>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +73,13 @@ impl RateEstimate {
         self.bytes_per_s.or_else(|| self.full.bytes_per_s()).or_else(|| self.open.bytes_per_s())
     }
 
+    /// The best of the latest samples of a full path, in bytes per second; before there are any, the estimate. For how much may
+    /// be under way: where hosts are busy, confirmations are late again and again, and what is under way is carried in longer
+    /// time than the path needs. Less under way, as the estimate has it, would carry less still.
+    pub fn peak_bytes_per_s(&self) -> Option<f64> {
+        self.latest.iter().copied().reduce(f64::max).or_else(|| self.bytes_per_s())
+    }
+
     /// Bytes begin to be under way, `delivered` having arrived so far.
     pub fn busy(&mut self, now: Duration, delivered: u64) {
         self.busy.get_or_insert(Stretch { since: now, delivered, is_full: false });
@@ -102,6 +114,10 @@ impl RateEstimate {
             Some(old) => old,
         });
         self.is_certain |= is_full;
+        if is_full {
+            self.latest.truncate(PEAK_SAMPLES - 1);
+            self.latest.push_front(sample);
+        }
     }
 }
 
@@ -140,6 +156,25 @@ mod tests {
             rate.delivered(ms(step), delivered, false, Duration::ZERO);
         }
         assert!((rate.bytes_per_s().unwrap() / 20e6 - 1.0).abs() < 0.05);
+        assert!((rate.peak_bytes_per_s().unwrap() / 20e6 - 1.0).abs() < 0.05, "the peak as well, after a while");
+    }
+
+    /// A busy host confirms late half of the time: as much as before is to be under way all the same.
+    #[test]
+    fn late_confirmations_do_not_narrow_the_window() {
+        let mut rate = RateEstimate::new();
+        let (mut now, mut delivered) = (ms(0), 0);
+        for round in 0..100 {
+            rate.busy(now, delivered);
+            rate.full();
+            let window = rate.peak_bytes_per_s().unwrap_or(50e6) * 0.02;
+            delivered += window as u64;
+            now += ms(if round % 2 == 0 { 20 } else { 60 });
+            rate.delivered(now, delivered, true, Duration::ZERO);
+        }
+        let (peak, mean) = (rate.peak_bytes_per_s().unwrap(), rate.bytes_per_s().unwrap());
+        assert!((peak / 50e6 - 1.0).abs() < 0.05, "{peak}");
+        assert!((15e6..45e6).contains(&mean), "{mean}");
     }
 
     #[test]
