@@ -109,6 +109,9 @@ struct CompareArguments {
     /// The directory for COMPARE.md, and for its tables in `compare`
     #[arg(long, value_name = "DIR", default_value = "docs")]
     out: PathBuf,
+    /// Keep vmferry's own report of each of its runs in this directory
+    #[arg(long, value_name = "DIR")]
+    reports: Option<PathBuf>,
     /// What `cargo xtask setup` made
     #[arg(long, value_name = "DIR", default_value = "target/tools")]
     tools: PathBuf,
@@ -190,7 +193,9 @@ fn run(arguments: &CompareArguments) -> Result<ExitCode> {
     }
     let vmferry = std::path::absolute(&arguments.vmferry).context("cannot find vmferry")?;
     let tables = arguments.out.join("compare");
-    fs::create_dir_all(&tables).with_context(|| format!("cannot create {}", tables.display()))?;
+    for directory in arguments.reports.iter().chain([&tables]) {
+        fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    }
     let mut runs = if arguments.add { read_runs(&tables)? } else { Vec::new() };
 
     let interrupt = Interrupt::on_signals()?;
@@ -207,6 +212,7 @@ fn run(arguments: &CompareArguments) -> Result<ExitCode> {
                 vmferry: &vmferry,
                 downtime_limit_ms: arguments.downtime_limit,
                 time_limit: time_limit(machinery.memory_bytes, link),
+                reports: arguments.reports.as_deref(),
                 interrupt: &interrupt,
             };
             println!("\n== {}, {link}: {}", guest.name, guest.about);

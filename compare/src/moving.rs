@@ -73,6 +73,8 @@ pub(crate) struct Moved {
     pub(crate) downtime_ms: Option<f64>,
     /// Processor time of other processes than the two QEMUs.
     pub(crate) processor_ms: f64,
+    /// vmferry's own report.
+    pub(crate) report: Option<Value>,
 }
 
 /// Both QEMUs, while a guest moves from one to the other.
@@ -197,7 +199,7 @@ fn go_qemu(terms: &Terms<'_>, pair: &mut Pair<'_>) -> Result<Moved> {
         terms.interrupt.check()?;
         if let Some(end) = seen.end(has_postcopy) {
             let downtime_ms = pair.source.query_migrate()?["downtime"].as_f64();
-            return Ok(Moved { outcome: Outcome::Completed, end, downtime_ms, processor_ms: 0.0 });
+            return Ok(Moved { outcome: Outcome::Completed, end, downtime_ms, processor_ms: 0.0, report: None });
         }
         if let Some((_, state)) = &seen.source_end
             && state != "completed"
@@ -232,7 +234,7 @@ fn cancel(pair: &mut Pair<'_>, mut seen: Seen, start: Instant) -> Result<Moved> 
     }
     let is_completed = seen.source_end.is_some_and(|(_, state)| state == "completed");
     ensure!(!is_completed, "QEMU's migration was over just when it was cancelled, after {:?}", start.elapsed());
-    Ok(Moved { outcome: Outcome::NotConverged, end, downtime_ms: None, processor_ms: 0.0 })
+    Ok(Moved { outcome: Outcome::NotConverged, end, downtime_ms: None, processor_ms: 0.0, report: None })
 }
 
 /// A vmferry that runs; killed when dropped.
@@ -338,7 +340,8 @@ fn go_vmferry(receiver: Ferry, terms: &Terms<'_>, pair: &mut Pair<'_>) -> Result
         Outcome::Completed => seen.target_resumed.context("vmferry says that the guest runs, and QEMU does not")?,
         Outcome::NotConverged | Outcome::Failed => over,
     };
-    Ok(Moved { outcome, end, downtime_ms: report["downtime_ms"].as_f64(), processor_ms })
+    let downtime_ms = report["downtime_ms"].as_f64();
+    Ok(Moved { outcome, end, downtime_ms, processor_ms, report: Some(report) })
 }
 
 /// What a report of vmferry says of the outcome.

@@ -1,5 +1,6 @@
 //! One run: a guest is started, moved, and asked whether its memory is right.
 
+use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -234,6 +235,8 @@ pub(crate) struct Bench<'a> {
     pub(crate) vmferry: &'a Path,
     pub(crate) downtime_limit_ms: u64,
     pub(crate) time_limit: Duration,
+    /// Where vmferry's own reports go.
+    pub(crate) reports: Option<&'a Path>,
     pub(crate) interrupt: &'a Interrupt,
 }
 
@@ -289,6 +292,11 @@ impl Bench<'_> {
         let (wire_before, processor_before_ms) = counters(&pair)?;
         let start = Instant::now();
         let moved = ready.go(&terms, &mut pair)?;
+        if let (Some(directory), Some(report)) = (self.reports, &moved.report) {
+            let name = format!("{}-{}-{}.json", guest.name, run.place.link.name(), run.number);
+            let path = directory.join(name);
+            fs::write(&path, format!("{report:#}")).with_context(|| format!("cannot write {}", path.display()))?;
+        }
         let (wire_after, processor_after_ms) = counters(&pair)?;
         run.outcome = moved.outcome;
         run.figures.total_ms = Some(milliseconds(moved.end.saturating_duration_since(start)));

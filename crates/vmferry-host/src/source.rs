@@ -16,7 +16,9 @@ use vmferry_core::wire::{
 };
 
 use crate::cancel::Cancel;
-use crate::compress::{Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Path, is_zero};
+use crate::compress::{
+    BATCH_PAGES, Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Path, Plan, is_zero,
+};
 use crate::control::{Change, Command, Controls, Limits, Pages as PageCounts, Reason, Refusal, RefusalKind};
 use crate::link::{Link, LinkError};
 use crate::memory::GuestMemory;
@@ -466,6 +468,7 @@ impl Driver<'_> {
             }
             Action::SendPages { runs, at_read } => {
                 let sent = self.send_pages(&runs, at_read)?;
+                tracing::trace!(bytes = sent.bytes(), working = ?sent.working, encoding = ?sent.encoding);
                 self.source.handle_pages_sent(self.now(), &sent);
             }
             Action::ScanHoles => {
@@ -538,8 +541,7 @@ impl Driver<'_> {
                 if !is_straight || trial.is_some() {
                     let tried = if is_straight { TRIAL_PAGES } else { u64::MAX };
                     let (first, rest) = run.split_front(tried);
-                    let codec = (plan.codec, plan.expected_share, plan.deltas);
-                    self.encode_run(first, codec, &mut trial, &mut zero, &mut sent)?;
+                    self.encode_run(first, &plan, &mut trial, &mut zero, &mut sent)?;
                     if is_straight {
                         self.give_batch(&mut trial, &mut zero, &mut sent)?;
                     }
@@ -554,7 +556,7 @@ impl Driver<'_> {
         if self.encoders.is_idle() {
             // For so few pages another thread would not be awake in time.
             if let Some(mut batch) = self.batch.take() {
-                batch.try_codec(trial.take());
+                batch.trial = trial.take().filter(|&trial| trial != batch.codec);
                 self.encoders.encode(&mut batch);
                 self.send_batch(batch, &mut zero, &mut sent)?;
             }
@@ -583,7 +585,7 @@ impl Driver<'_> {
     fn encode_run(
         &mut self,
         run: PageRun,
-        (codec, expected_share, deltas): (Codec, f64, bool),
+        plan: &Plan,
         trial: &mut Option<Codec>,
         zero: &mut ZeroRuns,
         sent: &mut SentPages,
@@ -595,12 +597,14 @@ impl Driver<'_> {
                 self.give_batch(trial, zero, sent)?;
             }
             let batch = self.batch.get_or_insert_with(|| self.encoders.batch());
-            (batch.codec, batch.expected_share, batch.keeps) = (codec, expected_share, deltas);
+            (batch.codec, batch.expected_share, batch.keeps) = (plan.codec, plan.expected_share, plan.deltas);
+            // A trial is for little.
+            batch.pages_max = if trial.is_some() { BATCH_PAGES } else { plan.batch_pages };
             let (piece, rest) = run.split_front(block_pages(self.links.len(), run).min(batch.room_pages()));
             left = rest;
             let memory = self.vmm.memory();
             batch.read(piece, |buffer| memory.read(piece, buffer))?;
-            if deltas {
+            if plan.deltas {
                 piece.pages().for_each(|page| batch.push_base(self.cache.get(page)));
             }
         }
@@ -615,7 +619,7 @@ impl Driver<'_> {
         sent: &mut SentPages,
     ) -> Result<(), VmmError> {
         let Some(mut batch) = self.batch.take() else { return Ok(()) };
-        batch.try_codec(trial.take());
+        batch.trial = trial.take().filter(|&trial| trial != batch.codec);
         if self.encoders.is_full()
             && let Some(first) = self.encoders.take()
         {
@@ -632,7 +636,7 @@ impl Driver<'_> {
     fn send_batch(&mut self, batch: Batch, zero: &mut ZeroRuns, sent: &mut SentPages) -> Result<(), VmmError> {
         let costs = batch.costs();
         sent.encoding += costs.time;
-        self.chooser.encoded(self.now(), batch.codec, &costs, batch.is_trial);
+        self.chooser.encoded(self.now(), batch.codec, batch.trial, &costs);
         for content in batch.contents() {
             match content {
                 Content::Zero(run) => {

@@ -43,8 +43,10 @@ const ROUND_TRIP_PARTS: u32 = 4;
 const WINDOW_LIMIT_PARTS: u32 = 12;
 const WINDOW_TIME_MIN: Duration = Duration::from_millis(8);
 const WINDOW_TIME_MAX: Duration = Duration::from_millis(24);
-/// A chunk of pages should take about this long, so that scans and cancellations are not late.
-const CHUNK_TIME: Duration = Duration::from_millis(4);
+/// A chunk of pages should take this part of the time for which the path is kept filled, so that it is not emptied meanwhile,
+/// and that scans and cancellations are not late. Not less on a slow path: pages are compressed by the chunk, and the more at
+/// once the better.
+const CHUNK_WINDOW_PARTS: u32 = 2;
 /// Where pages turn out to be more bytes than on average, a chunk takes at most so many times as long.
 const CHUNK_TIMES_MAX: f64 = 4.0;
 /// The fewest pages of a chunk; more, where they are fewer bytes than so many as they are.
@@ -1160,9 +1162,13 @@ impl Source {
         self.wire_bytes - self.confirmed_bytes
     }
 
+    /// For how long the path is kept filled.
+    fn filled_time(&self) -> Duration {
+        (self.config.downtime_limit / WINDOW_LIMIT_PARTS).clamp(WINDOW_TIME_MIN, WINDOW_TIME_MAX)
+    }
+
     fn window_open(&self) -> bool {
-        let filled = (self.config.downtime_limit / WINDOW_LIMIT_PARTS).clamp(WINDOW_TIME_MIN, WINDOW_TIME_MAX);
-        let time = filled + 2 * self.round_trip.unwrap_or_default();
+        let time = self.filled_time() + 2 * self.round_trip.unwrap_or_default();
         let window = match self.capped(self.rate.peak_bytes_per_s()) {
             Some(rate) => ((rate * time.as_secs_f64()) as u64).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES),
             None => WINDOW_FIRST_BYTES,
@@ -1172,7 +1178,8 @@ impl Source {
 
     /// Pages of this class that make a chunk.
     fn chunk_pages(&self, class: PageClass) -> u64 {
-        let bytes = self.bandwidth().map_or(0.0, |rate| rate * CHUNK_TIME.as_secs_f64());
+        let time = self.filled_time() / CHUNK_WINDOW_PARTS;
+        let bytes = self.bandwidth().map_or(0.0, |rate| rate * time.as_secs_f64());
         // As bytes, the least is that of pages as they are: each chunk costs some time beside its bytes.
         let bytes = bytes.max((CHUNK_MIN_PAGES * PAGE_WIRE_BYTES) as f64);
         // Zero pages come in whole regions, and others behind them.

@@ -5,14 +5,17 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use vmferry_core::pages::{PAGE_BYTES, PageRun};
-use vmferry_core::wire::{Encoding, Pages, page_digest};
+use vmferry_core::wire::{Encoding, MAX_PAGES_PER_FRAME, Pages, page_digest};
 
 use super::codec::{Codec, PageEncoder};
 use super::is_zero;
 
 const PAGE: usize = PAGE_BYTES as usize;
-/// Pages in a batch: enough for a compressor to see what repeats, few enough for a frame not to keep others waiting.
+/// Pages in a batch: enough for a compressor to see much of what repeats, few enough for several processors to have a share
+/// in a chunk.
 pub(crate) const BATCH_PAGES: u64 = 64;
+/// Pages in a batch where one processor is enough: a compressor makes a few percent less of more at once.
+pub(crate) const LARGE_BATCH_PAGES: u64 = MAX_PAGES_PER_FRAME;
 /// An encoding that saves less than this part of the bytes is not worth the target's time.
 const SAVING_MIN_PARTS: usize = 16;
 /// A delta that takes at most this share of what the codec is expected to leave is taken without trying the codec.
@@ -42,6 +45,8 @@ impl Cost {
 pub(crate) struct Costs {
     /// What the batch's codec made of pages.
     pub(crate) codec: Cost,
+    /// What the codec that was tried made of the same pages.
+    pub(crate) trial: Cost,
     /// What deltas came to.
     pub(crate) delta: Cost,
     /// All the time that the batch took.
@@ -80,8 +85,10 @@ pub(crate) struct Batch {
     pub(crate) codec: Codec,
     /// What share of the pages' bytes the codec is expected to leave.
     pub(crate) expected_share: f64,
-    /// The codec was chosen to see what it does.
-    pub(crate) is_trial: bool,
+    /// Another codec, to see what it does to the same pages.
+    pub(crate) trial: Option<Codec>,
+    /// The most pages to take.
+    pub(crate) pages_max: u64,
     /// Pages that are written again are to be kept once they are sent.
     pub(crate) keeps: bool,
     runs: Vec<PageRun>,
@@ -99,7 +106,8 @@ impl Batch {
         Self {
             codec: Codec::Raw,
             expected_share: 1.0,
-            is_trial: false,
+            trial: None,
+            pages_max: BATCH_PAGES,
             keeps: false,
             runs: Vec::new(),
             content: Vec::new(),
@@ -113,8 +121,9 @@ impl Batch {
 
     /// Empties it for other pages; what it occupies stays.
     pub(crate) fn clear(&mut self) {
-        let Self { codec, expected_share, is_trial, keeps, runs, content, base_at, bases, frames, out, costs } = self;
-        (*codec, *expected_share, *is_trial, *keeps) = (Codec::Raw, 1.0, false, false);
+        let Self { codec, expected_share, trial, pages_max, keeps, runs, content, base_at, bases, frames, out, costs } =
+            self;
+        (*codec, *expected_share, *trial, *pages_max, *keeps) = (Codec::Raw, 1.0, None, BATCH_PAGES, false);
         *costs = Costs::default();
         runs.clear();
         content.clear();
@@ -124,16 +133,9 @@ impl Batch {
         out.clear();
     }
 
-    /// Has a codec tried on it, if one is to be.
-    pub(crate) fn try_codec(&mut self, codec: Option<Codec>) {
-        if let Some(codec) = codec {
-            (self.codec, self.is_trial) = (codec, true);
-        }
-    }
-
     /// How many more pages it takes.
     pub(crate) fn room_pages(&self) -> u64 {
-        BATCH_PAGES - (self.content.len() / PAGE) as u64
+        self.pages_max.saturating_sub((self.content.len() / PAGE) as u64)
     }
 
     /// Adds pages, whose content `read` gives, at most as many as there is room for.
@@ -214,18 +216,27 @@ impl Batch {
 
     fn plain(&mut self, encoder: &mut PageEncoder, at: usize, run: PageRun) -> Form {
         let content = &self.content[at * PAGE..][..run.count as usize * PAGE];
-        if self.codec == Codec::Raw || !encoder.is_compressible(content) {
+        let is_tried = |codec: &Codec| *codec != Codec::Raw;
+        let mut tried = [Some(self.codec), self.trial].into_iter().flatten().filter(is_tried).peekable();
+        if tried.peek().is_none() || !encoder.is_compressible(content) {
             return Form::Raw;
         }
-        let start = self.out.len();
-        let began = Instant::now();
-        let Some(bytes) = encoder.encode(self.codec, content, &mut self.out) else { return Form::Raw };
-        self.costs.codec.add(content.len(), bytes, began);
-        if !saves_enough(content.len(), bytes) {
-            self.out.truncate(start);
-            return Form::Raw;
+        let mut best = Form::Raw;
+        let mut best_bytes = most_worth_sending(content.len());
+        for codec in tried {
+            let start = self.out.len();
+            let began = Instant::now();
+            let Some(bytes) = encoder.encode(codec, content, &mut self.out) else { continue };
+            let cost = if codec == self.codec { &mut self.costs.codec } else { &mut self.costs.trial };
+            cost.add(content.len(), bytes, began);
+            if bytes <= best_bytes {
+                best_bytes = bytes;
+                best = Form::Encoded { encoding: codec.encoding(), data: start..start + bytes };
+            } else {
+                self.out.truncate(start);
+            }
         }
-        Form::Encoded { encoding: self.codec.encoding(), data: start..start + bytes }
+        best
     }
 
     fn delta(&mut self, encoder: &mut PageEncoder, at: usize, run: PageRun) -> Form {
@@ -239,7 +250,7 @@ impl Batch {
         self.costs.delta.add(content.len(), bytes, began);
         let encoding = Encoding::Delta { digest: page_digest(content) };
         let delta = Form::Encoded { encoding, data: start..start + bytes };
-        let saves = saves_enough(content.len(), bytes);
+        let saves = bytes <= most_worth_sending(content.len());
         let expected = content.len() as f64 * if self.codec == Codec::Raw { 1.0 } else { self.expected_share };
         if saves && (self.codec == Codec::Raw || bytes as f64 <= expected * DELTA_SHARE) {
             return delta;
@@ -267,9 +278,9 @@ fn content_bytes(run: PageRun) -> usize {
     run.count as usize * PAGE
 }
 
-/// Whether so much fewer bytes are worth decoding; with that, they are few enough for the protocol.
-fn saves_enough(content_bytes: usize, encoded_bytes: usize) -> bool {
-    encoded_bytes <= content_bytes - content_bytes / SAVING_MIN_PARTS
+/// The most bytes that are worth decoding, of so many; with that, they are few enough for the protocol.
+fn most_worth_sending(content_bytes: usize) -> usize {
+    content_bytes - content_bytes / SAVING_MIN_PARTS
 }
 
 #[cfg(test)]
@@ -360,17 +371,18 @@ mod tests {
         fn the_target_has_what_was_read(
             cached_pages in 0..20_u64,
             rounds in prop::collection::vec((
-                0..4_usize,
+                0..5_usize,
+                prop::option::of(1..5_usize),
                 prop::collection::vec((0..30_u64, 0..5_u8, any::<u64>()), 0..12),
                 prop::collection::vec((0..30_u64, 1..8_u64), 1..6),
             ), 1..12),
         ) {
-            let codecs = [Codec::Raw, Codec::Lz4, Codec::Zstd1, Codec::Zstd3];
+            let codecs = [&[Codec::Raw][..], &Codec::ENCODING].concat();
             let mut memory: HashMap<u64, Vec<u8>> = (0..40).map(|page| (page, vec![0; PAGE])).collect();
             let mut target = Target::default();
             let (mut encoder, mut batch) = (PageEncoder::new(), Batch::new());
             let mut cache = DeltaCache::new(cached_pages * PAGE_BYTES);
-            for (codec, writes, runs) in rounds {
+            for (codec, trial, writes, runs) in rounds {
                 for (page, kind, seed) in writes {
                     let content = memory.get_mut(&page).unwrap();
                     if kind == 4 {
@@ -381,6 +393,7 @@ mod tests {
                 }
                 batch.clear();
                 batch.codec = codecs[codec];
+                batch.trial = trial.map(|trial| codecs[trial]);
                 batch.expected_share = 0.4;
                 let mut end = 0;
                 for (skip, count) in runs {

@@ -20,6 +20,8 @@ const LZ4_LARGE_BYTES: usize = u16::MAX as usize;
 /// What is looked at of a stretch of pages to see whether it can be made smaller: so many pieces of so many bytes.
 const SAMPLE_PIECES: usize = 8;
 const SAMPLE_PIECE_BYTES: usize = 256;
+/// Longer stretches are looked at in parts of this size.
+const LOOKED_AT_BYTES: usize = 64 * PAGE_BYTES as usize;
 /// Shorter stretches are not worth a look.
 const SAMPLED_PAGES: usize = 4;
 /// A sample is compressible if LZ4 leaves at most this share of it,
@@ -64,15 +66,19 @@ pub(crate) enum Codec {
     Lz4,
     Zstd1,
     Zstd3,
+    Zstd6,
 }
 
 impl Codec {
+    /// All that encode, from the fastest to the one that leaves least.
+    pub(crate) const ENCODING: [Self; 4] = [Self::Lz4, Self::Zstd1, Self::Zstd3, Self::Zstd6];
+
     /// How its pages are written.
     pub(crate) fn encoding(self) -> Encoding {
         match self {
             Codec::Raw => Encoding::Raw,
             Codec::Lz4 => Encoding::Lz4,
-            Codec::Zstd1 | Codec::Zstd3 => Encoding::Zstd,
+            Codec::Zstd1 | Codec::Zstd3 | Codec::Zstd6 => Encoding::Zstd,
         }
     }
 }
@@ -81,8 +87,7 @@ impl Codec {
 pub(crate) struct PageEncoder {
     lz4_small: CompressTable,
     lz4_large: CompressTable,
-    zstd1: Option<Compressor<'static>>,
-    zstd3: Option<Compressor<'static>>,
+    zstd: Option<Compressor<'static>>,
     sample: Vec<u8>,
     sample_out: Vec<u8>,
     difference: Vec<u8>,
@@ -93,8 +98,7 @@ impl PageEncoder {
         Self {
             lz4_small: CompressTable::small(),
             lz4_large: CompressTable::large(),
-            zstd1: None,
-            zstd3: None,
+            zstd: None,
             sample: Vec::with_capacity(SAMPLE_PIECES * SAMPLE_PIECE_BYTES),
             sample_out: vec![0; get_maximum_output_size(SAMPLE_PIECES * SAMPLE_PIECE_BYTES)],
             difference: Vec::new(),
@@ -107,8 +111,9 @@ impl PageEncoder {
         match codec {
             Codec::Raw => None,
             Codec::Lz4 => self.lz4(content, out),
-            Codec::Zstd1 => zstd(&mut self.zstd1, 1, content, out),
-            Codec::Zstd3 => zstd(&mut self.zstd3, 3, content, out),
+            Codec::Zstd1 => self.zstd(1, content, out),
+            Codec::Zstd3 => self.zstd(3, content, out),
+            Codec::Zstd6 => self.zstd(6, content, out),
         }
     }
 
@@ -127,8 +132,21 @@ impl PageEncoder {
         append(out, get_maximum_output_size(content.len()), |room| compress_into_with_table(content, room, table).ok())
     }
 
+    fn zstd(&mut self, level: i32, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+        let compressor = match &mut self.zstd {
+            Some(compressor) => compressor,
+            none => none.insert(Compressor::new(level).ok()?),
+        };
+        compressor.set_compression_level(level).ok()?;
+        append(out, compress_bound(content.len()), |room| compressor.compress_to_buffer(content, room).ok())
+    }
+
     /// Whether it is worth trying to make this smaller, by a look at some of it.
     pub(crate) fn is_compressible(&mut self, content: &[u8]) -> bool {
+        content.chunks(LOOKED_AT_BYTES).any(|content| self.looks_compressible(content))
+    }
+
+    fn looks_compressible(&mut self, content: &[u8]) -> bool {
         let page = PAGE_BYTES as usize;
         let pages = content.len() / page;
         if pages < SAMPLED_PAGES {
@@ -144,14 +162,6 @@ impl PageEncoder {
         let lz4_share = encoded.map_or(1.0, |bytes| bytes as f64 / self.sample.len() as f64);
         lz4_share <= SAMPLE_LZ4_SHARE || entropy_bits(&self.sample) <= SAMPLE_ENTROPY_BITS
     }
-}
-
-fn zstd(compressor: &mut Option<Compressor<'static>>, level: i32, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
-    if compressor.is_none() {
-        *compressor = Compressor::new(level).ok();
-    }
-    let compressor = compressor.as_mut()?;
-    append(out, compress_bound(content.len()), |room| compressor.compress_to_buffer(content, room).ok())
 }
 
 /// Lets `fill` write behind the end of `out`, where there is so much room, and keeps what it wrote.
@@ -248,8 +258,6 @@ mod tests {
     use super::*;
 
     const PAGE: usize = PAGE_BYTES as usize;
-    const CODECS: [(Codec, Encoding); 3] =
-        [(Codec::Lz4, Encoding::Lz4), (Codec::Zstd1, Encoding::Zstd), (Codec::Zstd3, Encoding::Zstd)];
 
     fn no_base(_: &mut [u8]) -> Result<(), MemoryError> {
         panic!("only a delta has a base")
@@ -275,7 +283,7 @@ mod tests {
         let mut decoder = PageDecoder::new();
         for pages in [1, 2, 15, 16, 17, 64, 256] {
             for content in [vec![7; pages * PAGE], text(pages * PAGE), noise(3, pages * PAGE)] {
-                for (codec, encoding) in CODECS {
+                for (codec, encoding) in Codec::ENCODING.map(|codec| (codec, codec.encoding())) {
                     let mut out = b"before".to_vec();
                     let bytes = encoder.encode(codec, &content, &mut out).unwrap();
                     assert_eq!((out.len(), &out[..6]), (6 + bytes, &b"before"[..]));
@@ -313,7 +321,7 @@ mod tests {
     fn another_length_than_the_pages_is_refused() {
         let mut encoder = PageEncoder::new();
         let mut decoder = PageDecoder::new();
-        for (codec, encoding) in CODECS {
+        for (codec, encoding) in Codec::ENCODING.map(|codec| (codec, codec.encoding())) {
             let mut out = Vec::new();
             encoder.encode(codec, &text(4 * PAGE), &mut out).unwrap();
             for pages in [1, 3, 5, 256] {
@@ -356,7 +364,7 @@ mod tests {
                 content[at..end].copy_from_slice(&piece);
             }
             let (mut encoder, mut decoder) = (PageEncoder::new(), PageDecoder::new());
-            for (codec, encoding) in CODECS {
+            for (codec, encoding) in Codec::ENCODING.map(|codec| (codec, codec.encoding())) {
                 let mut out = Vec::new();
                 encoder.encode(codec, &content, &mut out).unwrap();
                 prop_assert!(decoder.decode(pages as u64, encoding, &out, no_base).unwrap() == content);

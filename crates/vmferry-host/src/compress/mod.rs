@@ -21,9 +21,9 @@ mod pool;
 pub use choice::Compress;
 pub use codec::PagesError;
 
-pub(crate) use batch::{Batch, Content};
+pub(crate) use batch::{BATCH_PAGES, Batch, Content};
 pub(crate) use cache::DeltaCache;
-pub(crate) use choice::{Chooser, Path};
+pub(crate) use choice::{Chooser, Path, Plan};
 pub(crate) use codec::{Codec, PageDecoder};
 pub(crate) use pool::EncoderPool;
 
