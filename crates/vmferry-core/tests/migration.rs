@@ -17,8 +17,8 @@ use vmferry_core::pages::{
 use vmferry_core::plan::{AtRead, FixedCosts, IfStuck, MIN_SHARE, Patience, PolicySpec};
 use vmferry_core::predict::{NoPrediction, Predictor, RankedPage, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
-    Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Join, Message, MigrationId, Pages,
-    VERSION_MAX, Welcome, page_digest, stream_of,
+    Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Join, Message, MigrationId, PageRuns,
+    Pages, VERSION_MAX, Welcome, page_digest, stream_of,
 };
 
 const PAGES: u64 = 600;
@@ -411,8 +411,8 @@ impl World {
             let encoding = Encoding::Delta { digest: page_digest(&content) };
             match delta {
                 _ if is_zero => zero[usize::from(stream)].push(run),
-                Some(data) if Pages::is_shorter(run, encoding, data.len()) => {
-                    let message = Message::Pages(Pages { run, encoding, data: &data });
+                Some(data) if Pages::is_shorter(&PageRuns::One(run), encoding, data.len()) => {
+                    let message = Message::Pages(Pages { runs: PageRuns::One(run), encoding, data: &data });
                     sent.delta.bytes += self.send_pages_of(stream, &message, &mut sent);
                     sent.delta.pages += 1;
                 }
@@ -544,7 +544,8 @@ impl World {
     fn apply(&mut self, apply: Apply, message: &Message<'_>) -> Vec<u64> {
         let range = |run: PageRun| (run.first.0 * PAGE_BYTES) as usize..(run.end() * PAGE_BYTES) as usize;
         match (apply, message) {
-            (Apply::WritePages(run), Message::Pages(pages)) => {
+            (Apply::WritePages, Message::Pages(pages)) => {
+                let PageRuns::One(run) = pages.runs else { panic!("{:?}", pages.runs) };
                 let memory = &mut self.target_memory[range(run)];
                 if let Encoding::Delta { digest } = pages.encoding {
                     for change in pages.data.chunks_exact(3) {
@@ -893,7 +894,7 @@ fn encodings_that_were_not_agreed_on_are_refused() {
         source.handle_message(now, &welcome);
         assert_eq!((source.error(), source.encodings()), (None, agreed));
         let delta = Encoding::Delta { digest: 0 };
-        let pages = Message::Pages(Pages { run: PageRun::new(0, 1), encoding: delta, data: &[1] });
+        let pages = Message::Pages(Pages { runs: PageRuns::One(PageRun::new(0, 1)), encoding: delta, data: &[1] });
         assert_eq!(target.handle_message(now, &pages, 100), Apply::Nothing);
         let Some(TargetOutcome::Failed { error, handed_over: false, .. }) = target.outcome() else {
             panic!("accepted")

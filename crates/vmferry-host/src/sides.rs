@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use vmferry_core::engine::{Apply, SideStream};
+use vmferry_core::pages::PAGE_BYTES;
 use vmferry_core::wire::Message;
 
 use crate::cancel::{Cancel, wait};
@@ -219,9 +220,22 @@ pub(crate) fn put_pages_in_place(
     decoder: &mut PageDecoder,
 ) -> Result<(), VmmError> {
     match (apply, message) {
-        (Apply::WritePages(run), Message::Pages(pages)) => {
-            let read_base = |base: &mut [u8]| memory.read(run, base);
-            memory.write(run, decoder.decode(run.count, pages.encoding, pages.data, read_base)?)?;
+        (Apply::WritePages, Message::Pages(pages)) => {
+            let runs = &pages.runs;
+            let read_base = |mut base: &mut [u8]| {
+                for &run in runs.iter() {
+                    let (of_run, rest) = base.split_at_mut((run.count * PAGE_BYTES) as usize);
+                    memory.read(run, of_run)?;
+                    base = rest;
+                }
+                Ok(())
+            };
+            let mut content = decoder.decode(runs.pages(), pages.encoding, pages.data, read_base)?;
+            for &run in runs.iter() {
+                let (of_run, rest) = content.split_at((run.count * PAGE_BYTES) as usize);
+                memory.write(run, of_run)?;
+                content = rest;
+            }
         }
         (Apply::ZeroPages, Message::Zero(runs)) => {
             for run in runs {

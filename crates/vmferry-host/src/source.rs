@@ -598,6 +598,7 @@ impl Driver<'_> {
             }
             let batch = self.batch.get_or_insert_with(|| self.encoders.batch());
             (batch.codec, batch.expected_share, batch.keeps) = (plan.codec, plan.expected_share, plan.deltas);
+            batch.streams = self.links.len() as u16;
             // A trial is for little.
             batch.pages_max = if trial.is_some() { BATCH_PAGES } else { plan.batch_pages };
             let (piece, rest) = run.split_front(block_pages(self.links.len(), run).min(batch.room_pages()));
@@ -642,12 +643,12 @@ impl Driver<'_> {
                 Content::Zero(run) => {
                     self.push_zero(run, zero, sent)?;
                 }
-                Content::Pages(pages, content) => {
-                    let run = pages.run;
+                Content::Pages(pages, held) => {
                     self.begin(sent);
-                    let bytes = self.queue_pages(pages.clone(), sent)?;
-                    count(pages.encoding, Encoded { pages: run.count, bytes }, sent);
-                    for (page, content) in run.pages().zip(content.chunks_exact(PAGE_BYTES as usize)) {
+                    let (count_pages, encoding) = (pages.runs.pages(), pages.encoding);
+                    let bytes = self.queue_pages(pages, sent)?;
+                    count(encoding, Encoded { pages: count_pages, bytes }, sent);
+                    for (page, content) in held.pages() {
                         if batch.keeps && self.source.is_written_again(page) {
                             self.cache.put(page, content);
                         } else {
@@ -684,9 +685,9 @@ impl Driver<'_> {
         self.links.iter().map(Link::waited).sum()
     }
 
-    /// Sends pages, all of one block, by their connection, perhaps with what follows.
+    /// Sends pages, all of one connection, by it, perhaps with what follows.
     fn queue_pages(&mut self, pages: Pages<'_>, sent: &mut SentPages) -> Result<u64, VmmError> {
-        let stream = stream_of(pages.run.first, self.links.len() as u16);
+        let stream = stream_of(pages.runs[0].first, self.links.len() as u16);
         let bytes = self.links[usize::from(stream)].queue(&Message::Pages(pages))?;
         sent.side_bytes += if stream == 0 { 0 } else { bytes };
         Ok(bytes)

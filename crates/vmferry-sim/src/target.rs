@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmferry_core::engine::{Apply, Target, TargetAction, TargetConfig};
-use vmferry_core::pages::{PAGE_BYTES, PageRun, RamLayout};
+use vmferry_core::pages::{PAGE_BYTES, RamLayout};
 use vmferry_core::wire::{Encodings, MAX_DEVICE_CHUNK_BYTES, MAX_PAGES_PER_FRAME, Message, Pages};
 
 use crate::link::{Body, Direction, Frame};
@@ -97,9 +97,9 @@ impl TargetHost {
         };
         let apply = self.target.handle_message(Duration::from_nanos(now_ns), &message, frame.bytes);
         self.target.handle_applied(apply, &[]);
-        match apply {
-            Apply::WritePages(PageRun { count, .. }) => (count as f64 * self.apply_page_ns) as u64,
-            Apply::Nothing | Apply::ZeroPages | Apply::KeepDeviceState | Apply::Compare(_) => 0,
+        match (apply, &message) {
+            (Apply::WritePages, Message::Pages(pages)) => (pages.runs.pages() as f64 * self.apply_page_ns) as u64,
+            _ => 0,
         }
     }
 }

@@ -47,9 +47,8 @@ impl SideStream {
         };
         match message {
             Message::Pages(pages) => {
-                check_pages(&self.layout, self.encodings, pages)?;
-                check_stream(pages.run, stream, self.streams)?;
-                Ok(Apply::WritePages(pages.run))
+                check_pages(&self.layout, self.encodings, pages, stream, self.streams)?;
+                Ok(Apply::WritePages)
             }
             Message::Zero(runs) => {
                 for &run in runs {
@@ -123,7 +122,7 @@ mod tests {
         assert!(matches!(zero(STREAM_BLOCK_PAGES, STREAM_BLOCK_PAGES + 1), Err(TargetError::WrongStream { .. })));
         assert!(matches!(zero(5 * STREAM_BLOCK_PAGES, 1), Err(TargetError::OutsideRam { .. })));
         let run = PageRun::new(2 * STREAM_BLOCK_PAGES - 1, 1);
-        assert_eq!(side.handle_message(&Message::Pages(Pages::raw(run, &page))), Ok(Apply::WritePages(run)));
+        assert_eq!(side.handle_message(&Message::Pages(Pages::raw(run, &page))), Ok(Apply::WritePages));
         let other = Message::Pages(Pages::raw(PageRun::new(2 * STREAM_BLOCK_PAGES, 1), &page));
         assert!(matches!(side.handle_message(&other), Err(TargetError::WrongStream { .. })));
         for message in [Message::Load { device_state_bytes: 0 }, Message::Paused, Message::HandOver(MIGRATION)] {

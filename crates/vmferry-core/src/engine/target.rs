@@ -136,7 +136,7 @@ pub enum Apply {
     /// Nothing.
     Nothing,
     /// Write the message's pages there, whose data are in an encoding that was agreed on and still to be decoded.
-    WritePages(PageRun),
+    WritePages,
     /// Make the message's runs read as zero.
     ZeroPages,
     /// Keep the message's piece of device state.
@@ -324,7 +324,7 @@ impl Target {
                 self.mismatched_pages += mismatched.len() as u64;
                 self.first_mismatch = self.first_mismatch.or(mismatched.first().copied());
             }
-            Apply::WritePages(_) | Apply::ZeroPages | Apply::KeepDeviceState => {}
+            Apply::WritePages | Apply::ZeroPages | Apply::KeepDeviceState => {}
         }
         if apply != Apply::Nothing && !matches!(self.state, State::Ended(_)) {
             self.confirm();
@@ -463,9 +463,8 @@ impl Target {
                 Ok(Apply::Nothing)
             }
             (State::Receiving, Message::Pages(pages)) if self.fence.is_none() => {
-                check_pages(&self.config.layout, self.encodings, pages)?;
-                check_stream(pages.run, 0, self.streams)?;
-                Ok(Apply::WritePages(pages.run))
+                check_pages(&self.config.layout, self.encodings, pages, 0, self.streams)?;
+                Ok(Apply::WritePages)
             }
             (State::Receiving, Message::Zero(runs)) if self.fence.is_none() => {
                 for &run in runs {
@@ -577,9 +576,18 @@ impl Target {
     }
 }
 
-/// Whether these pages are the guest's, and in an encoding that was agreed on.
-pub(super) fn check_pages(layout: &RamLayout, encodings: Encodings, pages: &Pages<'_>) -> Result<(), TargetError> {
-    check_inside(layout, pages.run)?;
+/// Whether these pages are the guest's, may come by this connection, and are in an encoding that was agreed on.
+pub(super) fn check_pages(
+    layout: &RamLayout,
+    encodings: Encodings,
+    pages: &Pages<'_>,
+    stream: u16,
+    streams: u16,
+) -> Result<(), TargetError> {
+    for &run in pages.runs.iter() {
+        check_inside(layout, run)?;
+        check_stream(run, stream, streams)?;
+    }
     if encodings.contains(pages.encoding) { Ok(()) } else { Err(TargetError::Encoding { code: pages.encoding.code() }) }
 }
 

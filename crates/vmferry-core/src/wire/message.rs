@@ -1,11 +1,18 @@
 //! The messages: what they hold, their limits, and how they become bytes.
 
+use std::borrow::Cow;
+use std::ops::Deref;
+
 use super::codec::{Put, Reader};
 use super::{MAGIC, WireError};
 use crate::pages::{MAX_BLOCK_ID_BYTES, MAX_BLOCKS, PAGE_BYTES, PageNumber, PageRun, RamBlock, RamLayout};
 
 /// The most pages in one [`Message::Pages`].
 pub const MAX_PAGES_PER_FRAME: u64 = 256;
+/// The bytes of a [`Pages`] for each run but the first.
+const FURTHER_RUN_BYTES: usize = 4;
+/// The most bytes of a [`Pages`] beside its content.
+pub(super) const MAX_PAGES_FIELDS_BYTES: usize = 24 + FURTHER_RUN_BYTES * (MAX_PAGES_PER_FRAME as usize - 1);
 /// The most runs in one [`Message::Zero`].
 pub const MAX_ZERO_RUNS_PER_FRAME: u64 = 4096;
 /// The most bytes in one [`Message::DeviceState`].
@@ -145,13 +152,14 @@ impl Encoding {
         }
     }
 
-    /// The most bytes of data with which so many pages may go in this encoding: always fewer than as they are. `None`: as
-    /// they are, where it must be that many exactly.
-    fn most_bytes(self, pages: u64) -> Option<u64> {
+    /// The most bytes of data with which so many pages in one run and so many further ones may go in this encoding: always
+    /// fewer than as they are. `None`: as they are, where it must be that many exactly.
+    fn most_bytes(self, pages: u64, further_runs: usize) -> Option<u64> {
         match self {
             Encoding::Raw => None,
             Encoding::Lz4 | Encoding::Zstd | Encoding::Delta { .. } => {
-                Some((pages * PAGE_BYTES).saturating_sub(1 + self.field_bytes()))
+                let fields = self.field_bytes() + (further_runs * FURTHER_RUN_BYTES) as u64;
+                Some((pages * PAGE_BYTES).saturating_sub(1 + fields))
             }
         }
     }
@@ -195,11 +203,62 @@ impl Encodings {
     }
 }
 
-/// The content of neighbouring pages.
+/// The pages of a [`Pages`]: runs from the lowest to the highest, with pages between them, none of them empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PageRuns<'a> {
+    /// Neighbouring pages.
+    One(PageRun),
+    /// More than one run.
+    Several(Cow<'a, [PageRun]>),
+}
+
+impl<'a> PageRuns<'a> {
+    /// These runs, without a copy.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn of(runs: &'a [PageRun]) -> Self {
+        match runs {
+            [] => panic!("no run of pages"),
+            [run] => PageRuns::One(*run),
+            runs => PageRuns::Several(Cow::Borrowed(runs)),
+        }
+    }
+
+    /// The pages in all of them.
+    pub fn pages(&self) -> u64 {
+        self.iter().map(|run| run.count).sum()
+    }
+
+    /// Whether a run may be the next one behind another in the same frame.
+    pub fn may_follow(before: PageRun, next: PageRun) -> bool {
+        next.first.0.checked_sub(before.end()).is_some_and(|gap| (1..=u64::from(u16::MAX)).contains(&gap))
+    }
+
+    /// Whether they can be written as they are: all but the first one by their distance from the one before.
+    fn fit(&self) -> bool {
+        let follow = self.windows(2).all(|pair| Self::may_follow(pair[0], pair[1]));
+        let counts = self.len() == 1 || self.iter().all(|run| run.count > 0);
+        follow && counts && self.pages() <= MAX_PAGES_PER_FRAME
+    }
+}
+
+impl Deref for PageRuns<'_> {
+    type Target = [PageRun];
+
+    fn deref(&self) -> &[PageRun] {
+        match self {
+            PageRuns::One(run) => std::slice::from_ref(run),
+            PageRuns::Several(runs) => runs,
+        }
+    }
+}
+
+/// The content of pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pages<'a> {
     /// Which pages; at most [`MAX_PAGES_PER_FRAME`].
-    pub run: PageRun,
+    pub runs: PageRuns<'a>,
     /// How `data` is to be read.
     pub encoding: Encoding,
     /// Their content: as it is [`PAGE_BYTES`] each, else fewer bytes than that.
@@ -209,20 +268,21 @@ pub struct Pages<'a> {
 impl<'a> Pages<'a> {
     /// Pages as they are.
     pub fn raw(run: PageRun, data: &'a [u8]) -> Self {
-        Self { run, encoding: Encoding::Raw, data }
+        Self { runs: PageRuns::One(run), encoding: Encoding::Raw, data }
     }
 
     /// Whether so many bytes in this encoding would be a shorter frame than the pages as they are, as is demanded.
-    pub fn is_shorter(run: PageRun, encoding: Encoding, data_bytes: usize) -> bool {
-        encoding.most_bytes(run.count).is_some_and(|most| data_bytes > 0 && data_bytes as u64 <= most)
+    pub fn is_shorter(runs: &PageRuns<'_>, encoding: Encoding, data_bytes: usize) -> bool {
+        let most = encoding.most_bytes(runs.pages(), runs.len() - 1);
+        most.is_some_and(|most| data_bytes > 0 && data_bytes as u64 <= most)
     }
 
     /// Whether there is as much data as the encoding demands.
     fn fits(&self) -> bool {
         match self.encoding {
-            Encoding::Raw => self.data.len() as u64 == self.run.count * PAGE_BYTES,
+            Encoding::Raw => self.data.len() as u64 == self.runs.pages() * PAGE_BYTES,
             Encoding::Lz4 | Encoding::Zstd | Encoding::Delta { .. } => {
-                Self::is_shorter(self.run, self.encoding, self.data.len())
+                Self::is_shorter(&self.runs, self.encoding, self.data.len())
             }
         }
     }
@@ -437,15 +497,20 @@ impl<'a> Message<'a> {
                 out.put_u16(welcome.streams);
             }
             Message::Pages(pages) => {
-                let (run, encoding) = (pages.run, pages.encoding);
-                assert!(run.count <= MAX_PAGES_PER_FRAME, "{run:?} in one frame");
-                assert!(pages.fits(), "{} bytes for {run:?} as {encoding:?}", pages.data.len());
-                out.put_u64(run.first.0);
-                out.put_u32(run.count as u32);
-                out.put_u32(encoding.code());
+                let (runs, encoding) = (&pages.runs, pages.encoding);
+                assert!(runs.fit(), "{runs:?} in one frame");
+                assert!(pages.fits(), "{} bytes for {runs:?} as {encoding:?}", pages.data.len());
+                out.put_u64(runs[0].first.0);
+                out.put_u32(runs.pages() as u32);
+                out.put_u16(encoding.code() as u16);
+                out.put_u16(runs.len() as u16 - 1);
                 match encoding {
                     Encoding::Raw | Encoding::Lz4 | Encoding::Zstd => {}
                     Encoding::Delta { digest } => out.put_u64(digest),
+                }
+                for pair in runs.windows(2) {
+                    out.put_u16((pair[1].first.0 - pair[0].end()) as u16);
+                    out.put_u16(pair[1].count as u16);
                 }
             }
             Message::Zero(runs) => {
@@ -626,14 +691,17 @@ fn decode_streams(reader: &mut Reader<'_>) -> Result<u16, WireError> {
 fn decode_pages<'a>(reader: &mut Reader<'a>) -> Result<Pages<'a>, WireError> {
     let first = reader.u64("first page")?;
     let count = reader.count(MAX_PAGES_PER_FRAME, "pages")? as u64;
-    let encoding = match reader.u32("encoding")? {
+    let code = reader.u16("encoding")?;
+    let further = usize::from(reader.u16("further runs")?);
+    let encoding = match code {
         0 => Encoding::Raw,
         1 => Encoding::Lz4,
         2 => Encoding::Zstd,
         3 => Encoding::Delta { digest: reader.u64("digest")? },
         other => return Err(WireError::BadValue { field: "encoding", value: u64::from(other) }),
     };
-    let data = match encoding.most_bytes(count) {
+    let runs = decode_runs(reader, first, count, further)?;
+    let data = match encoding.most_bytes(count, further) {
         None => reader.bytes((count * PAGE_BYTES) as usize, "page data")?,
         Some(most) => {
             let data = reader.rest();
@@ -646,7 +714,52 @@ fn decode_pages<'a>(reader: &mut Reader<'a>) -> Result<Pages<'a>, WireError> {
             data
         }
     };
-    Ok(Pages { run: PageRun::new(first, count), encoding, data })
+    Ok(Pages { runs, encoding, data })
+}
+
+/// The runs of so many pages: the first one, and those that are written by their distance.
+fn decode_runs(
+    reader: &mut Reader<'_>,
+    first: u64,
+    pages: u64,
+    further: usize,
+) -> Result<PageRuns<'static>, WireError> {
+    if further == 0 {
+        return Ok(PageRuns::One(PageRun::new(first, pages)));
+    }
+    if further as u64 >= pages {
+        // Each has a page at least.
+        return Err(WireError::TooMany { field: "further runs", value: further as u64, most: pages.saturating_sub(1) });
+    }
+    let mut runs = Vec::with_capacity(1 + further);
+    runs.push(PageRun::new(first, 0));
+    let mut left = pages;
+    // Where the first one ends depends on how many pages the others have.
+    let mut distances = [(0, 0); MAX_PAGES_PER_FRAME as usize];
+    for (gap, count) in &mut distances[..further] {
+        *gap = reader.u16("distance of a run")?;
+        *count = reader.u16("pages of a run")?;
+        let bad = |field| WireError::BadValue { field, value: 0 };
+        if *gap == 0 {
+            return Err(bad("distance of a run"));
+        }
+        if *count == 0 {
+            return Err(bad("pages of a run"));
+        }
+        left = left.checked_sub(u64::from(*count)).filter(|&left| left > 0).ok_or(WireError::TooMany {
+            field: "pages of a run",
+            value: u64::from(*count),
+            most: left - 1,
+        })?;
+    }
+    runs[0].count = left;
+    for &(gap, count) in &distances[..further] {
+        let before = runs[runs.len() - 1];
+        let start = before.first.0.checked_add(before.count + u64::from(gap));
+        let start = start.ok_or(WireError::BadValue { field: "first page", value: first })?;
+        runs.push(PageRun::new(start, u64::from(count)));
+    }
+    Ok(PageRuns::Several(Cow::Owned(runs)))
 }
 
 fn check_magic(reader: &mut Reader<'_>) -> Result<(), WireError> {

@@ -13,7 +13,7 @@ use twox_hash::XxHash3_64;
 pub use message::{
     Abort, Digests, Encoding, Encodings, Fault, Hello, Join, MAX_ABORT_TEXT_BYTES, MAX_DEVICE_CHUNK_BYTES,
     MAX_DEVICE_STATE_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_STREAMS, MAX_ZERO_RUNS_PER_FRAME, Message,
-    MigrationId, Pages, Prepared, STREAM_BLOCK_PAGES, Welcome, stream_of,
+    MigrationId, PageRuns, Pages, Prepared, STREAM_BLOCK_PAGES, Welcome, stream_of,
 };
 
 use crate::pages::LayoutError;
@@ -21,7 +21,8 @@ use crate::pages::LayoutError;
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 16;
 /// The longest payload: a full frame of pages and its fields.
-pub const MAX_PAYLOAD_BYTES: usize = (MAX_PAGES_PER_FRAME * crate::pages::PAGE_BYTES) as usize + 64;
+pub const MAX_PAYLOAD_BYTES: usize =
+    (MAX_PAGES_PER_FRAME * crate::pages::PAGE_BYTES) as usize + message::MAX_PAGES_FIELDS_BYTES;
 /// The oldest protocol version that this build speaks.
 pub const VERSION_MIN: u16 = 1;
 /// The newest protocol version that this build speaks.
@@ -223,7 +224,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pages::{PAGE_BYTES, PageRun, RamBlock, RamLayout};
+    use crate::pages::{PAGE_BYTES, PageNumber, PageRun, RamBlock, RamLayout};
 
     fn hello() -> Hello {
         Hello {
@@ -239,6 +240,12 @@ mod tests {
         }
     }
 
+    const SCATTERED: [PageRun; 3] = [
+        PageRun { first: PageNumber(3), count: 2 },
+        PageRun { first: PageNumber(6), count: 1 },
+        PageRun { first: PageNumber(6 + 1 + u16::MAX as u64), count: 1 },
+    ];
+
     fn samples(data: &[u8]) -> Vec<Message<'_>> {
         vec![
             Message::Hello(hello()),
@@ -251,13 +258,27 @@ mod tests {
             Message::Join(Join { migration: MigrationId([1; 16]), stream: 1 }),
             Message::Fence { side_bytes: 5_000_000_000 },
             Message::Pages(Pages::raw(PageRun::new(3, 2), &data[..2 * PAGE_BYTES as usize])),
-            Message::Pages(Pages { run: PageRun::new(3, 2), encoding: Encoding::Lz4, data: &data[..8191] }),
-            Message::Pages(Pages { run: PageRun::new(3, 1), encoding: Encoding::Zstd, data: &data[..1] }),
             Message::Pages(Pages {
-                run: PageRun::new(3, 2),
+                runs: PageRuns::One(PageRun::new(3, 2)),
+                encoding: Encoding::Lz4,
+                data: &data[..8191],
+            }),
+            Message::Pages(Pages {
+                runs: PageRuns::One(PageRun::new(3, 1)),
+                encoding: Encoding::Zstd,
+                data: &data[..1],
+            }),
+            Message::Pages(Pages {
+                runs: PageRuns::One(PageRun::new(3, 2)),
                 encoding: Encoding::Delta { digest: 99 },
                 data: &data[..8183],
             }),
+            Message::Pages(Pages {
+                runs: PageRuns::of(&SCATTERED),
+                encoding: Encoding::Delta { digest: 99 },
+                data: &data[..8000],
+            }),
+            Message::Pages(Pages { runs: PageRuns::of(&SCATTERED[1..]), encoding: Encoding::Raw, data }),
             Message::Zero(vec![PageRun::new(1, 5), PageRun::new(9, 1)]),
             Message::Paused,
             Message::DeviceState(&data[..100]),
@@ -365,6 +386,34 @@ mod tests {
         // An encoding of a later build is not agreed on, and does no harm.
         assert_eq!(Encodings(0x8000_0003).and(all), lz4);
         assert!(lz4.contains(Encoding::Lz4) && !lz4.contains(Encoding::Delta { digest: 0 }));
+    }
+
+    #[test]
+    fn runs_in_a_frame_ascend_with_pages_between_them() {
+        // Two pages; one more run, of these distances and pages.
+        let open = |pages: u32, further: &[[u16; 2]]| {
+            let runs: Vec<u8> = further.as_flattened().iter().flat_map(|value| value.to_le_bytes()).collect();
+            let rest = [runs, vec![1; 100]].concat();
+            open_pages(pages, 1 | (further.len() as u32) << 16, &rest)
+        };
+        assert!(open(2, &[[1, 1]]).is_ok());
+        assert!(open(256, &[[u16::MAX, 1]; 255]).is_ok());
+        for (pages, further) in [
+            // No distance, no pages, none left for the first run, more runs than pages.
+            (2, &[[0, 1]][..]),
+            (2, &[[1, 0]]),
+            (2, &[[1, 2]]),
+            (2, &[[1, u16::MAX]]),
+            (2, &[[1, 1], [1, 1]]),
+            (1, &[[1, 1]]),
+            (0, &[[1, 1]]),
+            (256, &[[1, 1]; 256]),
+        ] {
+            assert!(open(pages, further).is_err(), "{pages} pages, {further:?}");
+        }
+        assert!(!PageRuns::may_follow(PageRun::new(5, 2), PageRun::new(7, 1)), "they are neighbours");
+        assert!(!PageRuns::may_follow(PageRun::new(5, 2), PageRun::new(3, 1)), "backwards");
+        assert!(!PageRuns::may_follow(PageRun::new(5, 2), PageRun::new(8 + u64::from(u16::MAX), 1)), "too far");
     }
 
     proptest! {

@@ -71,9 +71,9 @@ impl EncoderPool {
         }
     }
 
-    /// How many processors encode at the same time, as one counts on it: the driver has other work, too.
+    /// How many processors encode at the same time, as one counts on it: the guest and the driver have other work for them.
     pub(crate) fn parallel(&self) -> f64 {
-        self.threads_max as f64 + 0.5
+        1.0 + (self.threads_max as f64 - 1.0).max(0.0) * 0.75
     }
 
     /// An empty batch.
@@ -231,9 +231,9 @@ mod tests {
         let runs = batch.contents().map(|content| match content {
             Content::Zero(run) => panic!("{run:?} is not zero"),
             Content::Pages(pages, content) => {
-                assert!(content.iter().all(|&byte| byte == number as u8 | 1));
+                assert!(content.pages().all(|(_, page)| page.iter().all(|&byte| byte == number as u8 | 1)));
                 assert!((pages.data.len() as u64) < PAGE_BYTES / 2);
-                pages.run
+                pages.runs[0]
             }
         });
         assert_eq!(runs.collect::<Vec<_>>(), [PageRun::new(number * 100, 1 + number * 37 % 64)]);
