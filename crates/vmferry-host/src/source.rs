@@ -93,7 +93,7 @@ impl Default for MigrateOptions {
             if_stuck: IfStuck::default(),
             compress: Compress::Auto,
             streams: default_streams(),
-            delta_cache_bytes: 64 << 20,
+            delta_cache_bytes: 80 << 20,
         }
     }
 }
@@ -468,7 +468,7 @@ impl Driver<'_> {
             }
             Action::SendPages { runs, at_read } => {
                 let sent = self.send_pages(&runs, at_read)?;
-                tracing::trace!(bytes = sent.bytes(), working = ?sent.working, encoding = ?sent.encoding);
+                tracing::trace!(bytes = sent.bytes(), working = ?sent.working, encoding = ?sent.encoding, delta = sent.delta.pages);
                 self.source.handle_pages_sent(self.now(), &sent);
             }
             Action::ScanHoles => {
@@ -509,7 +509,7 @@ impl Driver<'_> {
         // Left over from an action that failed: what is in them may have been written since.
         self.batch = None;
         while self.encoders.take().is_some() {}
-        let (starts, waited) = (self.now(), self.waited());
+        let (starts, waited, began_working) = (self.now(), self.waited(), processor_time());
         let stream_bytes = self.source.wire_bytes();
         let path = Path {
             bandwidth_bytes_per_s: self.source.bandwidth_bytes_per_s(),
@@ -521,12 +521,15 @@ impl Driver<'_> {
         let (is_straight, mut trial) = (plan.codec == Codec::Raw && !plan.deltas, plan.trial);
         let mut sent = SentPages::default();
         let mut zero = ZeroRuns::new(self.source.streams());
+        let mut scanning = Duration::ZERO;
         for &run in runs {
             let mut to_send = vec![run];
             if at_read != AtRead::Ignore {
                 // Whatever is written from here on is reported again by a later scan.
                 self.written.clear();
+                let began = processor_time();
                 self.vmm.scan_run(run, &mut self.written)?;
+                scanning += processor_time().saturating_sub(began);
                 let skip = at_read == AtRead::Skip;
                 let inside = if skip { &mut sent.skipped } else { &mut sent.written };
                 let before = inside.len();
@@ -573,7 +576,10 @@ impl Driver<'_> {
             link.flush()?;
         }
         let now = self.now();
-        sent.working = (now - starts).saturating_sub(self.waited() - waited);
+        // What others do on the machine meanwhile does not count: the guest is one of them, and stands still in the pause.
+        let driver = processor_time().saturating_sub(began_working + scanning);
+        sent.busy = (now - starts).saturating_sub(self.waited() - waited);
+        sent.working = driver + sent.encoding / self.encoders.workers();
         // Zero pages are few bytes and much work for the target, so that they say nothing about the path either.
         let all_raw = sent.raw_pages > 0 && sent.raw_pages == sent.content_pages() && sent.zero.is_empty();
         let (began, end_bytes) = (sent.began.unwrap_or(now), stream_bytes + sent.bytes());
@@ -649,7 +655,7 @@ impl Driver<'_> {
                     let bytes = self.queue_pages(pages, sent)?;
                     count(encoding, Encoded { pages: count_pages, bytes }, sent);
                     for (page, content) in held.pages() {
-                        if batch.keeps && self.source.is_written_again(page) {
+                        if batch.keeps && (self.cache.takes_any() || self.source.is_written_again(page)) {
                             self.cache.put(page, content);
                         } else {
                             self.cache.remove(page);
@@ -812,6 +818,12 @@ fn count(encoding: Encoding, pages: Encoded, sent: &mut SentPages) {
     };
     to.pages += pages.pages;
     to.bytes += pages.bytes;
+}
+
+/// The processor time of this thread.
+fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
 }
 
 /// Digests of the pages of `run`, read through `buffer`, which holds at least one page.

@@ -49,6 +49,8 @@ const WINDOW_TIME_MAX: Duration = Duration::from_millis(24);
 const CHUNK_WINDOW_PARTS: u32 = 2;
 /// Where pages turn out to be more bytes than on average, a chunk takes at most so many times as long.
 const CHUNK_TIMES_MAX: f64 = 4.0;
+/// The most pages of a chunk: of several frames and batches, so that several processors have a part in it.
+const CHUNK_MAX_PAGES: u64 = 4 * MAX_PAGES_PER_FRAME;
 /// The fewest pages of a chunk; more, where they are fewer bytes than so many as they are.
 const CHUNK_MIN_PAGES: u64 = 8;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
@@ -237,8 +239,10 @@ pub struct SentPages {
     pub delta: Encoded,
     /// Processor time spent on encoding, all threads together.
     pub encoding: Duration,
-    /// The driver's own time, from the beginning to the end, without what it waited for the path.
+    /// The sender's processor time, without scans: that of the driver, and its part of what encoders did.
     pub working: Duration,
+    /// How long the driver did not listen, from the beginning to the end, without what it waited for the path.
+    pub busy: Duration,
     /// Of all these bytes, those that went by further connections.
     pub side_bytes: u64,
     /// When the first of the bytes left; `None`: just now. Encoding takes its time, and what left before its end may have
@@ -373,7 +377,7 @@ struct Ping {
     /// No page was under way then, so that its answer waits for none.
     was_idle: bool,
     /// How long the driver was too busy since to hear the answer.
-    worked: Duration,
+    busy: Duration,
 }
 
 /// The source side of one migration.
@@ -690,7 +694,7 @@ impl Source {
                 if let Some(ping) = self.ping.take()
                     && (ping.was_idle || self.round_trip.is_none())
                 {
-                    let trip = now.saturating_sub(ping.sent).saturating_sub(ping.worked);
+                    let trip = now.saturating_sub(ping.sent).saturating_sub(ping.busy);
                     self.round_trip = Some(match self.round_trip {
                         Some(before) => (before * (ROUND_TRIP_PARTS - 1) + trip) / ROUND_TRIP_PARTS,
                         None => trip,
@@ -831,7 +835,7 @@ impl Source {
         self.sizes.sent(self.sending_class, sent_pages, sent.bytes());
         self.work.worked(self.sending_class, sent_pages, sent.working);
         if let Some(ping) = &mut self.ping {
-            ping.worked += sent.working;
+            ping.busy += sent.busy;
         }
         for &run in &sent.written {
             self.epoch_written.insert_run(run);
@@ -1184,7 +1188,7 @@ impl Source {
         let bytes = bytes.max((CHUNK_MIN_PAGES * PAGE_WIRE_BYTES) as f64);
         // Zero pages come in whole regions, and others behind them.
         let page_bytes = self.sizes.mean_bytes(class).max(self.sizes.planned_bytes(class) / CHUNK_TIMES_MAX);
-        ((bytes / page_bytes) as u64).clamp(CHUNK_MIN_PAGES, MAX_PAGES_PER_FRAME)
+        ((bytes / page_bytes) as u64).clamp(CHUNK_MIN_PAGES, CHUNK_MAX_PAGES)
     }
 
     /// The same for pages of either class.
@@ -1236,7 +1240,7 @@ impl Source {
     fn ping(&mut self, now: Duration) {
         if self.ping.is_none() {
             let was_idle = self.confirmed_bytes >= self.page_bytes_end;
-            self.ping = Some(Ping { sent: now, was_idle, worked: Duration::ZERO });
+            self.ping = Some(Ping { sent: now, was_idle, busy: Duration::ZERO });
             self.outbox.push_back(Message::Ping(self.tracking.scans));
         }
     }
@@ -1480,7 +1484,7 @@ impl Source {
         let WireReport { raw_bytes, lz4_bytes, zstd_bytes, .. } = self.wire;
         let pages = self.pages.sent - self.pages.delta;
         let first_bytes = (raw_bytes + lz4_bytes + zstd_bytes) as f64 / pages.max(1) as f64;
-        (self.sizes.planned_bytes(PageClass::Written) / first_bytes.max(1.0)).min(1.0)
+        (self.sizes.mean_bytes(PageClass::Written) / first_bytes.max(1.0)).min(1.0)
     }
 
     /// The next pages that are sent to learn from: first those that were sent before.

@@ -13,6 +13,9 @@ use super::PAGE_WIRE_BYTES;
 const MEMORY_PAGES: f64 = 4096.0;
 /// Before so many pages of a class were sent, they are taken for pages as they are.
 const LEARNED_PAGES: u64 = 256;
+/// Fewer pages are put together with those that follow: what differs between a few pages and a few others says nothing of
+/// many and many others.
+const BATCH_PAGES: u64 = 64;
 /// How many deviations are added to the mean.
 const DEVIATIONS: f64 = 2.0;
 
@@ -34,6 +37,8 @@ pub struct WireSizes {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct ClassSize {
+    /// Sent, and their bytes, and not yet in the estimate.
+    open: (u64, u64),
     pages: u64,
     mean_bytes: f64,
     variance: f64,
@@ -54,6 +59,12 @@ impl WireSizes {
             PageClass::New => &mut self.new,
             PageClass::Written => &mut self.written,
         };
+        let (pages, bytes) = (size.open.0 + pages, size.open.1 + bytes);
+        if size.pages > 0 && pages < BATCH_PAGES {
+            size.open = (pages, bytes);
+            return;
+        }
+        size.open = (0, 0);
         let batch_mean = bytes as f64 / pages as f64;
         // Exponentially weighted mean and variance (Finch, Incremental calculation of weighted mean and variance, 2009).
         let share = if size.pages == 0 { 1.0 } else { 1.0 - (-(pages as f64) / MEMORY_PAGES).exp() };

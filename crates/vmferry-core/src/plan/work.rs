@@ -7,11 +7,43 @@ use super::PageClass;
 /// The pages after which an earlier measurement counts less than half.
 const MEMORY_PAGES: f64 = 2048.0;
 
-/// The sender's time per page, by class. Sending goes on meanwhile, so it matters where it is longer than that.
+/// A sample below the estimate has so many times the weight of one above it,
+const DOWN_FACTOR: f64 = 8.0;
+/// and at most this.
+const DOWN_SHARE_MAX: f64 = 0.5;
+/// Fewer pages at once say little: what is the same for any number of them outweighs what each takes.
+const SAMPLE_PAGES: u64 = 64;
+
+/// The sender's time per page where many go at once, by class. Sending goes on meanwhile, so it matters where it is longer
+/// than that.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PageWork {
-    new_s: f64,
-    written_s: f64,
+    new: Mean,
+    written: Mean,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Mean {
+    /// 0: nothing measured.
+    seconds: f64,
+    /// It is from many pages at once.
+    is_certain: bool,
+}
+
+impl Mean {
+    fn add(&mut self, pages: u64, time: Duration) {
+        let sample = time.as_secs_f64() / pages as f64;
+        let is_certain = pages >= SAMPLE_PAGES;
+        if self.seconds == 0.0 || (is_certain && !self.is_certain) {
+            *self = Self { seconds: sample, is_certain };
+        } else if is_certain || sample < self.seconds {
+            // Few pages take longer for each than many do, so if anything they show that many take less. And a guest that is
+            // busy makes its neighbours slower, which it does not while it is paused: what takes less is nearer to that.
+            let share = 1.0 - (-(pages as f64) / MEMORY_PAGES).exp();
+            let weight = if sample < self.seconds { (share * DOWN_FACTOR).min(DOWN_SHARE_MAX) } else { share };
+            self.seconds += weight * (sample - self.seconds);
+        }
+    }
 }
 
 impl PageWork {
@@ -26,19 +58,17 @@ impl PageWork {
             return;
         }
         let mean = match class {
-            PageClass::New => &mut self.new_s,
-            PageClass::Written => &mut self.written_s,
+            PageClass::New => &mut self.new,
+            PageClass::Written => &mut self.written,
         };
-        let sample = time.as_secs_f64() / pages as f64;
-        let share = if *mean == 0.0 { 1.0 } else { 1.0 - (-(pages as f64) / MEMORY_PAGES).exp() };
-        *mean += share * (sample - *mean);
+        mean.add(pages, time);
     }
 
     /// Seconds for a page of this class. Before any of it was sent, those of the other class.
     pub fn seconds_per_page(&self, class: PageClass) -> f64 {
         let (of_class, other) = match class {
-            PageClass::New => (self.new_s, self.written_s),
-            PageClass::Written => (self.written_s, self.new_s),
+            PageClass::New => (self.new.seconds, self.written.seconds),
+            PageClass::Written => (self.written.seconds, self.new.seconds),
         };
         if of_class > 0.0 { of_class } else { other }
     }
@@ -47,6 +77,18 @@ impl PageWork {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In a push with the working set held back a few pages go now and then, each with all that an action costs.
+    #[test]
+    fn a_few_pages_at_once_say_little_of_many() {
+        let mut work = PageWork::new();
+        work.worked(PageClass::Written, 2, Duration::from_micros(400));
+        assert_eq!(work.seconds_per_page(PageClass::Written), 200e-6, "nothing better is known");
+        work.worked(PageClass::Written, 128, Duration::from_micros(1280));
+        assert!((work.seconds_per_page(PageClass::Written) - 10e-6).abs() < 1e-9);
+        (0..1000).for_each(|_| work.worked(PageClass::Written, 2, Duration::from_micros(400)));
+        assert!((work.seconds_per_page(PageClass::Written) - 10e-6).abs() < 1e-9);
+    }
 
     #[test]
     fn it_is_measured_by_class_and_follows_a_change() {

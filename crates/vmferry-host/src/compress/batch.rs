@@ -20,6 +20,9 @@ pub(crate) const LARGE_BATCH_PAGES: u64 = MAX_PAGES_PER_FRAME;
 const SAVING_MIN_PARTS: usize = 16;
 /// A page goes as a delta if at most this share of what the codec is expected to leave of it has changed.
 const DELTA_SHARE: f64 = 0.75;
+/// Or at most this share of it. What is expected is that of other pages: a delta that is longer than it had to be costs little
+/// against a page as it is.
+const DELTA_CHANGED_MIN: f64 = 0.25;
 /// So many neighbours that the codec makes no smaller are not encoded with others.
 const ALONE_PAGES: u64 = 16;
 
@@ -270,9 +273,13 @@ impl Batch {
         }
         let Some(Some(base_at)) = self.base_at.get(page) else { return Kind::New };
         let base = &self.bases[*base_at..][..PAGE];
-        let changed = content.iter().zip(base).filter(|(new, old)| new != old).count();
+        let changed = changed_bytes(content, base);
         let expected = if self.codec == Codec::Raw { 1.0 } else { self.expected_share };
-        if changed as f64 <= expected * DELTA_SHARE * PAGE as f64 { Kind::Based } else { Kind::New }
+        if changed as f64 <= (expected * DELTA_SHARE).max(DELTA_CHANGED_MIN) * PAGE as f64 {
+            Kind::Based
+        } else {
+            Kind::New
+        }
     }
 
     /// Puts neighbours of one kind with those that they go with.
@@ -326,10 +333,7 @@ impl Batch {
     /// Encodes pages by themselves; `None` where they are to go as they are.
     fn plain(&mut self, encoder: &mut PageEncoder, group: &[Placed]) -> Option<Form> {
         let mut tried = self.tried().peekable();
-        let content = match group {
-            [placed] => &self.content[placed.bytes()],
-            _ => gather(&mut self.gathered, group.iter().map(|placed| &self.content[placed.bytes()])),
-        };
+        let content = together(&self.content, &mut self.gathered, group.iter().map(Placed::bytes));
         if tried.peek().is_none() || !encoder.is_compressible(content) {
             return None;
         }
@@ -353,10 +357,10 @@ impl Batch {
 
     /// Encodes what differs from what the target has; `None` where that saves nothing.
     fn delta(&mut self, encoder: &mut PageEncoder, group: &[Placed]) -> Option<Form> {
-        let content = gather(&mut self.gathered, group.iter().map(|placed| &self.content[placed.bytes()]));
+        let content = together(&self.content, &mut self.gathered, group.iter().map(Placed::bytes));
         let pages = group.iter().flat_map(|placed| placed.at..placed.at + placed.run.count as usize);
-        let starts = pages.filter_map(|page| self.base_at[page]);
-        let base = gather(&mut self.gathered_bases, starts.map(|start| &self.bases[start..][..PAGE]));
+        let bases = pages.filter_map(|page| self.base_at[page]).map(|start| start..start + PAGE);
+        let base = together(&self.bases, &mut self.gathered_bases, bases);
         let start = self.out.len();
         let began = Instant::now();
         let bytes = encoder.encode_delta(content, base, &mut self.out)?;
@@ -370,10 +374,30 @@ impl Batch {
     }
 }
 
-/// Pieces one after another, in a buffer.
-fn gather<'a, 'b>(buffer: &'a mut Vec<u8>, pieces: impl Iterator<Item = &'b [u8]>) -> &'a [u8] {
+/// How many bytes of pages differ. By pieces for which a byte counts, as processors do many at a time.
+fn changed_bytes(new: &[u8], old: &[u8]) -> usize {
+    const PIECE: usize = 128;
+    let in_piece = |(new, old): (&[u8], &[u8])| {
+        let changed: u8 = new.iter().zip(old).map(|(new, old)| u8::from(new != old)).sum();
+        usize::from(changed)
+    };
+    new.chunks_exact(PIECE).zip(old.chunks_exact(PIECE)).map(in_piece).sum()
+}
+
+/// Pieces of `all` one after another: as they are if they are neighbours, else in a buffer.
+fn together<'a>(
+    all: &'a [u8],
+    buffer: &'a mut Vec<u8>,
+    pieces: impl Iterator<Item = Range<usize>> + Clone,
+) -> &'a [u8] {
+    let mut rest = pieces.clone();
+    let first = rest.next().unwrap_or(0..0);
+    let end = rest.try_fold(first.end, |end, piece| (piece.start == end).then_some(piece.end));
+    if let Some(end) = end {
+        return &all[first.start..end];
+    }
     buffer.clear();
-    pieces.for_each(|piece| buffer.extend_from_slice(piece));
+    pieces.for_each(|piece| buffer.extend_from_slice(&all[piece]));
     buffer
 }
 
@@ -382,7 +406,7 @@ fn gather<'a, 'b>(buffer: &'a mut Vec<u8>, pieces: impl Iterator<Item = &'b [u8]
 enum Kind {
     Zero,
     New,
-    /// The target's content is known.
+    /// The target's content is known, and little of it has changed.
     Based,
 }
 

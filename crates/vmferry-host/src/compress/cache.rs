@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use vmferry_core::pages::{PAGE_BYTES, PageNumber};
 
 const PAGE: usize = PAGE_BYTES as usize;
+/// This part of the cache is for pages of any kind.
+const ANY_PARTS: usize = 4;
 
 /// The last content sent of some pages.
 #[derive(Debug)]
@@ -46,6 +48,12 @@ impl DeltaCache {
     /// Whether nothing is in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// Whether so little is in it that pages may be kept of which it is not known whether they are written again. The first
+    /// ones are sent before any was seen written.
+    pub(crate) fn takes_any(&self) -> bool {
+        self.slots.len() < self.slots_max / ANY_PARTS
     }
 
     /// What the target has of the page.

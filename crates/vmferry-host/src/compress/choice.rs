@@ -33,6 +33,8 @@ const ASSUMED: [(f64, f64); Codec::ENCODING.len()] = [(1.8, 0.5), (3.5, 0.4), (6
 const SHARE_MAX: f64 = 1.01;
 /// A codec that is not in use is tried so often,
 const TRIAL_INTERVAL: Duration = Duration::from_millis(500);
+/// and so often where pages go as they are, and nothing else shows that others are made smaller,
+const TRIAL_INTERVAL_RAW: Duration = Duration::from_millis(100);
 /// as long as all trials took at most this share of the time since the beginning,
 const TRIAL_SHARE: f64 = 0.01;
 /// and this time, so that one can begin.
@@ -229,7 +231,7 @@ impl Chooser {
         let stream = capped(path.bandwidth_bytes_per_s);
         // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
         let limited_by_path = self.is_easy(stream, self.parallel, 1.0 / IDLE_FACTOR);
-        if self.current == Codec::Raw {
+        if self.raw.stretch.is_some_and(|(first, end)| end - first >= BURST_BYTES) {
             self.raw_stream = stream.or(self.raw_stream);
         }
         let bandwidth = if limited_by_path || self.current == Codec::Raw {
@@ -313,6 +315,9 @@ impl Chooser {
                 let weight = if self.codecs[at].is_measured { TRIAL_WEIGHT } else { 1.0 };
                 self.codecs[at].move_to(found.ns_per_byte, found.share, weight);
             }
+            _ if self.codecs[at].is_measured => {
+                self.codecs[at].move_to(costs.trial.ns_per_byte(), costs.trial.share(), TRIAL_WEIGHT);
+            }
             _ => self.codecs[at].add(&costs.trial),
         }
     }
@@ -380,7 +385,8 @@ impl Chooser {
         let due = codecs.filter_map(|codec| {
             let estimate = self.estimate_of(codec)?;
             let keeps_up = estimate.ns_per_byte / self.parallel <= sending;
-            let is_due = estimate.looked_at.is_none_or(|at| now.saturating_sub(at) >= TRIAL_INTERVAL);
+            let interval = if self.current == Codec::Raw { TRIAL_INTERVAL_RAW } else { TRIAL_INTERVAL };
+            let is_due = estimate.looked_at.is_none_or(|at| now.saturating_sub(at) >= interval);
             (codec != self.current && is_due && (keeps_up || is_near(codec))).then_some((estimate.looked_at, codec))
         });
         due.min_by_key(|&(looked_at, _)| looked_at).map(|(_, codec)| codec)
@@ -654,16 +660,23 @@ mod tests {
         let us = Duration::from_micros;
         let mut now = Duration::ZERO;
         let mut codecs = Vec::new();
+        let mut carried = 100e6;
         while now < Duration::from_secs(10) {
-            let plan = chooser.plan(now, &path(100e6));
+            let plan = chooser.plan(now, &path(carried));
             let is_raw = plan.codec == Codec::Raw;
             codecs.push(plan.codec);
             // As they are 4 GB/s, encoded 100 MB/s of the stream.
             let (bytes, time) = if is_raw { (1 << 20, us(262)) } else { (100_000, us(1000)) };
             raw_sent += if is_raw { bytes } else { 0 };
+            carried += 0.1 * (bytes as f64 / time.as_secs_f64() - carried);
             let began = now;
             now += time / 2;
             chooser.sent(began, now, is_raw, stream, stream + bytes);
+            // The encoders are as slow as the target.
+            if let Some(at) = index(plan.codec) {
+                let cost = costs((bytes as f64 / ASSUMED[at].1) as u64, ASSUMED[at].1, 4.0 * ASSUMED[at].0);
+                chooser.encoded(now, plan.codec, None, &cost);
+            }
             stream += bytes;
             now += time / 2;
             chooser.confirmed(now, stream, Duration::ZERO);

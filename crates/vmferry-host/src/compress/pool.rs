@@ -76,6 +76,11 @@ impl EncoderPool {
         1.0 + (self.threads_max as f64 - 1.0).max(0.0) * 0.75
     }
 
+    /// Who encodes: the threads, and the driver while it waits for them.
+    pub(crate) fn workers(&self) -> u32 {
+        self.threads_max as u32 + 1
+    }
+
     /// An empty batch.
     pub(crate) fn batch(&mut self) -> Batch {
         self.spare.pop().unwrap_or_else(Batch::new)
