@@ -7,7 +7,7 @@ use super::PageClass;
 /// The pages after which an earlier measurement counts less than half.
 const MEMORY_PAGES: f64 = 2048.0;
 
-/// A sample below the estimate has so many times the weight of one above it,
+/// For pages written before, a sample below the estimate has so many times the weight of one above it,
 const DOWN_FACTOR: f64 = 8.0;
 /// and at most this.
 const DOWN_SHARE_MAX: f64 = 0.5;
@@ -31,16 +31,15 @@ struct Mean {
 }
 
 impl Mean {
-    fn add(&mut self, pages: u64, time: Duration) {
+    fn add(&mut self, pages: u64, time: Duration, down_factor: f64) {
         let sample = time.as_secs_f64() / pages as f64;
         let is_certain = pages >= SAMPLE_PAGES;
         if self.seconds == 0.0 || (is_certain && !self.is_certain) {
             *self = Self { seconds: sample, is_certain };
         } else if is_certain || sample < self.seconds {
-            // Few pages take longer for each than many do, so if anything they show that many take less. And a guest that is
-            // busy makes its neighbours slower, which it does not while it is paused: what takes less is nearer to that.
+            // Few pages take longer for each than many do, so if anything they show that many take less.
             let share = 1.0 - (-(pages as f64) / MEMORY_PAGES).exp();
-            let weight = if sample < self.seconds { (share * DOWN_FACTOR).min(DOWN_SHARE_MAX) } else { share };
+            let weight = if sample < self.seconds { (share * down_factor).min(DOWN_SHARE_MAX) } else { share };
             self.seconds += weight * (sample - self.seconds);
         }
     }
@@ -57,11 +56,12 @@ impl PageWork {
         if pages == 0 {
             return;
         }
-        let mean = match class {
-            PageClass::New => &mut self.new,
-            PageClass::Written => &mut self.written,
-        };
-        mean.add(pages, time);
+        match class {
+            PageClass::New => self.new.add(pages, time, 1.0),
+            // They are sent beside a guest that writes them, which makes its neighbours slower, and does not while it is
+            // paused: what takes less is nearer to that.
+            PageClass::Written => self.written.add(pages, time, DOWN_FACTOR),
+        }
     }
 
     /// Seconds for a page of this class. Before any of it was sent, those of the other class.
