@@ -152,7 +152,7 @@ pub(crate) struct Tuning {
     #[arg(long, value_enum, value_name = "HOW", default_value_t = CompressArg::Auto)]
     pub(crate) compress: CompressArg,
     /// The most to keep of pages that were sent and are written again, so that they go as what differs; 0 for no deltas
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = units::bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "80MiB", value_parser = units::bytes)]
     pub(crate) delta_cache: u64,
     /// The most connections that carry pages [default: one for each processor, up to 4]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_STREAMS)))]

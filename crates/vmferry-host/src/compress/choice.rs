@@ -8,10 +8,11 @@
 //!                                                         sending = share that is left / bandwidth
 //! ```
 //!
-//! The codec with the least is used, with a little in favour of fewer bytes. What it costs and leaves is measured all the time on this guest's pages. Now and then
-//! another one that might keep up is tried on some of the same pages, for at most a hundredth of the time: only on the same
-//! pages can two be compared, for a guest's memory is one thing here and another there. Where the figures of the codec in use
-//! change, it is for the content or for the machine, so those of the others change with them.
+//! The codec with the least is used, with a little in favour of fewer bytes. What it costs and leaves is measured all the time
+//! on this guest's pages. Now and then another one that might keep up is tried on some of the same pages, for at most a
+//! hundredth of the time: only on the same pages can two be compared, for a guest's memory is one thing here and another
+//! there. Where the figures of the codec in use change, it is for the content or for the machine, so those of the others change
+//! with them.
 //!
 //! The bandwidth is that of pages as they are: where the encoders or the target are slower than the path, confirmations of
 //! encoded bytes would show the path narrower than it is, and encoding would justify itself. So now and then some pages go as
