@@ -559,7 +559,7 @@ impl Driver<'_> {
         if self.encoders.is_idle() {
             // For so few pages another thread would not be awake in time.
             if let Some(mut batch) = self.batch.take() {
-                batch.trial = trial.take().filter(|&trial| trial != batch.codec);
+                batch.trial = trial.take();
                 self.encoders.encode(&mut batch);
                 self.send_batch(batch, &mut zero, &mut sent)?;
             }
@@ -626,7 +626,7 @@ impl Driver<'_> {
         sent: &mut SentPages,
     ) -> Result<(), VmmError> {
         let Some(mut batch) = self.batch.take() else { return Ok(()) };
-        batch.trial = trial.take().filter(|&trial| trial != batch.codec);
+        batch.trial = trial.take();
         if self.encoders.is_full()
             && let Some(first) = self.encoders.take()
         {

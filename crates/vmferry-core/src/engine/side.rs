@@ -51,10 +51,7 @@ impl SideStream {
                 Ok(Apply::WritePages)
             }
             Message::Zero(runs) => {
-                for &run in runs {
-                    check_inside(&self.layout, run)?;
-                    check_stream(run, stream, self.streams)?;
-                }
+                check_runs(&self.layout, runs, stream, self.streams)?;
                 Ok(Apply::ZeroPages)
             }
             _ => Err(unexpected("receiving memory on a further connection")),
@@ -62,8 +59,16 @@ impl SideStream {
     }
 }
 
+/// Whether these pages are the guest's, and may come by this connection.
+pub(super) fn check_runs(layout: &RamLayout, runs: &[PageRun], stream: u16, streams: u16) -> Result<(), TargetError> {
+    runs.iter().try_for_each(|&run| {
+        check_inside(layout, run)?;
+        check_stream(run, stream, streams)
+    })
+}
+
 /// Whether these pages may come by this connection.
-pub(super) fn check_stream(run: PageRun, stream: u16, streams: u16) -> Result<(), TargetError> {
+fn check_stream(run: PageRun, stream: u16, streams: u16) -> Result<(), TargetError> {
     use crate::wire::STREAM_BLOCK_PAGES as BLOCK;
     let in_one_block = streams == 1 || run.count == 0 || run.first.0 / BLOCK == (run.end() - 1) / BLOCK;
     if in_one_block && stream_of(run.first, streams) == stream {

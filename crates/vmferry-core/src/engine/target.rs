@@ -12,7 +12,7 @@ use crate::wire::{
     VERSION_MAX, VERSION_MIN, Welcome,
 };
 
-use super::side::{SideStream, check_inside, check_stream};
+use super::side::{SideStream, check_inside, check_runs};
 
 /// What the target has to offer.
 #[derive(Debug, Clone)]
@@ -467,10 +467,7 @@ impl Target {
                 Ok(Apply::WritePages)
             }
             (State::Receiving, Message::Zero(runs)) if self.fence.is_none() => {
-                for &run in runs {
-                    check_inside(&self.config.layout, run)?;
-                    check_stream(run, 0, self.streams)?;
-                }
+                check_runs(&self.config.layout, runs, 0, self.streams)?;
                 Ok(Apply::ZeroPages)
             }
             (State::Receiving, Message::Fence { side_bytes }) if self.paused && self.fence.is_none() => {
@@ -584,10 +581,7 @@ pub(super) fn check_pages(
     stream: u16,
     streams: u16,
 ) -> Result<(), TargetError> {
-    for &run in pages.runs.iter() {
-        check_inside(layout, run)?;
-        check_stream(run, stream, streams)?;
-    }
+    check_runs(layout, &pages.runs, stream, streams)?;
     if encodings.contains(pages.encoding) { Ok(()) } else { Err(TargetError::Encoding { code: pages.encoding.code() }) }
 }
 

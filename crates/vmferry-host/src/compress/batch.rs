@@ -134,9 +134,8 @@ pub(crate) struct Batch {
     bases: Vec<u8>,
     /// The connections that there are; pages of different ones go in different frames.
     pub(crate) streams: u16,
-    /// Pages that go together, for each connection: those with a base, and those without.
-    based: Vec<Vec<Placed>>,
-    new: Vec<Vec<Placed>>,
+    /// Pages that go together, for each connection: those without a base, and those with one.
+    groups: Vec<[Vec<Placed>; 2]>,
     frames: Vec<Frame>,
     /// The runs of all frames, one after another, and where they are.
     frame_runs: Vec<PageRun>,
@@ -161,8 +160,7 @@ impl Batch {
             base_at: Vec::new(),
             bases: Vec::new(),
             streams: 1,
-            based: Vec::new(),
-            new: Vec::new(),
+            groups: Vec::new(),
             frames: Vec::new(),
             frame_runs: Vec::new(),
             frame_places: Vec::new(),
@@ -244,9 +242,7 @@ impl Batch {
     /// it together.
     pub(crate) fn encode(&mut self, encoder: &mut PageEncoder) {
         let began = Instant::now();
-        for groups in [&mut self.based, &mut self.new] {
-            groups.resize(usize::from(self.streams), Vec::new());
-        }
+        self.groups.resize_with(usize::from(self.streams), Default::default);
         let mut at = 0;
         for index in 0..self.runs.len() {
             let mut left = self.runs[index];
@@ -260,8 +256,8 @@ impl Batch {
             }
         }
         for stream in 0..usize::from(self.streams) {
-            self.encode_group(encoder, Kind::Based, stream);
-            self.encode_group(encoder, Kind::New, stream);
+            self.encode_group(encoder, stream, true);
+            self.encode_group(encoder, stream, false);
         }
         self.costs.time = began.elapsed();
     }
@@ -294,28 +290,28 @@ impl Batch {
             return self.push_frame(&[placed], Form::Raw);
         }
         let stream = usize::from(stream_of(placed.run.first, self.streams));
-        let last = if kind == Kind::Based { &self.based[stream] } else { &self.new[stream] }.last().copied();
+        let based = kind == Kind::Based;
+        let last = self.groups[stream][usize::from(based)].last();
         if last.is_some_and(|last| !PageRuns::may_follow(last.run, placed.run)) {
-            self.encode_group(encoder, kind, stream);
+            self.encode_group(encoder, stream, based);
         }
-        let group = if kind == Kind::Based { &mut self.based[stream] } else { &mut self.new[stream] };
-        group.push(placed);
+        self.groups[stream][usize::from(based)].push(placed);
     }
 
-    /// Encodes pages that go together.
-    fn encode_group(&mut self, encoder: &mut PageEncoder, kind: Kind, stream: usize) {
-        let groups = if kind == Kind::Based { &mut self.based } else { &mut self.new };
-        let mut group = std::mem::take(&mut groups[stream]);
+    /// Encodes pages that go together, with a base or without.
+    fn encode_group(&mut self, encoder: &mut PageEncoder, stream: usize, based: bool) {
+        let mut group = std::mem::take(&mut self.groups[stream][usize::from(based)]);
         if !group.is_empty() {
-            let delta = if kind == Kind::Based { self.delta(encoder, &group) } else { None };
-            match delta.or_else(|| self.plain(encoder, &group)) {
+            let delta = if based { self.delta(encoder, &group) } else { None };
+            // One that might have gone alone was looked at before it came here.
+            let is_compressible = !based && matches!(group[..], [placed] if placed.run.count >= ALONE_PAGES);
+            match delta.or_else(|| self.plain(encoder, &group, is_compressible)) {
                 Some(form) => self.push_frame(&group, form),
                 None => group.iter().for_each(|placed| self.push_frame(&[*placed], Form::Raw)),
             }
         }
         group.clear();
-        let groups = if kind == Kind::Based { &mut self.based } else { &mut self.new };
-        groups[stream] = group;
+        self.groups[stream][usize::from(based)] = group;
     }
 
     fn push_frame(&mut self, group: &[Placed], form: Form) {
@@ -331,10 +327,11 @@ impl Batch {
     }
 
     /// Encodes pages by themselves; `None` where they are to go as they are.
-    fn plain(&mut self, encoder: &mut PageEncoder, group: &[Placed]) -> Option<Form> {
+    fn plain(&mut self, encoder: &mut PageEncoder, group: &[Placed], is_compressible: bool) -> Option<Form> {
         let mut tried = self.tried().peekable();
+        tried.peek()?;
         let content = together(&self.content, &mut self.gathered, group.iter().map(Placed::bytes));
-        if tried.peek().is_none() || !encoder.is_compressible(content) {
+        if !(is_compressible || encoder.is_compressible(content)) {
             return None;
         }
         let mut best = None;

@@ -308,19 +308,17 @@ impl Chooser {
 
     /// A codec was tried on pages that `beside` encoded as well, if it encodes.
     fn tried(&mut self, at: usize, beside: Codec, costs: &Costs) {
-        match index(beside) {
+        let (ns_per_byte, share) = match index(beside) {
             Some(beside) if costs.codec.content_bytes > 0 => {
                 let ratio = |tried: f64, used: f64| tried / used.max(f64::MIN_POSITIVE);
                 let time = ratio(costs.trial.ns_per_byte(), costs.codec.ns_per_byte());
                 let found = self.codecs[beside].scaled(time, ratio(costs.trial.share(), costs.codec.share()));
-                let weight = if self.codecs[at].is_measured { TRIAL_WEIGHT } else { 1.0 };
-                self.codecs[at].move_to(found.ns_per_byte, found.share, weight);
+                (found.ns_per_byte, found.share)
             }
-            _ if self.codecs[at].is_measured => {
-                self.codecs[at].move_to(costs.trial.ns_per_byte(), costs.trial.share(), TRIAL_WEIGHT);
-            }
-            _ => self.codecs[at].add(&costs.trial),
-        }
+            Some(_) | None => (costs.trial.ns_per_byte(), costs.trial.share()),
+        };
+        let weight = if self.codecs[at].is_measured { TRIAL_WEIGHT } else { 1.0 };
+        self.codecs[at].move_to(ns_per_byte, share, weight);
     }
 
     /// Pages were sent: all of them as they are, or not. The stream was so long before and is so long after them.
