@@ -17,7 +17,7 @@ use vmferry_core::wire::{
 
 use crate::cancel::Cancel;
 use crate::compress::{
-    BATCH_PAGES, Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Path, Plan, is_zero,
+    BATCH_PAGES, Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Handed, Path, Plan, is_zero,
 };
 use crate::control::{Change, Command, Controls, Limits, Pages as PageCounts, Reason, Refusal, RefusalKind};
 use crate::link::{Link, LinkError};
@@ -582,8 +582,17 @@ impl Driver<'_> {
         sent.working = driver + sent.encoding / self.encoders.workers();
         // Zero pages are few bytes and much work for the target, so that they say nothing about the path either.
         let all_raw = sent.raw_pages > 0 && sent.raw_pages == sent.content_pages() && sent.zero.is_empty();
-        let (began, end_bytes) = (sent.began.unwrap_or(now), stream_bytes + sent.bytes());
-        self.chooser.sent(began, now, all_raw, stream_bytes, end_bytes);
+        let handed = Handed {
+            starts,
+            began: sent.began.unwrap_or(now),
+            busy: sent.busy,
+            all_raw,
+            deltas: sent.delta.pages > 0,
+            content_bytes: sent.content_pages() * PAGE_BYTES,
+            from_bytes: stream_bytes,
+            to_bytes: stream_bytes + sent.bytes(),
+        };
+        self.chooser.handed(now, &handed);
         Ok(sent)
     }
 

@@ -14,9 +14,13 @@
 //! there. Where the figures of the codec in use change, it is for the content or for the machine, so those of the others change
 //! with them.
 //!
+//! Encoding also takes what sending takes: processors, on the target's host for decoding as well, and memory. So how long
+//! pages really take is measured too, and what that is beyond the above is added to the time of every codec.
+//!
 //! The bandwidth is that of pages as they are: where the encoders or the target are slower than the path, confirmations of
 //! encoded bytes would show the path narrower than it is, and encoding would justify itself. So now and then some pages go as
-//! they are, unless the encoders could do a multiple of what is asked of them: then the path is what limits.
+//! they are: few, unless it shows that this might be soonest, and rarely where the encoders could do a multiple of what is
+//! asked of them.
 
 use std::time::Duration;
 
@@ -47,25 +51,39 @@ const MEMORY_BYTES: f64 = (2 << 20) as f64;
 /// The least weight of a new measurement.
 const NEW_SHARE_MIN: f64 = 0.2;
 /// Pages go as they are after so long to see what the path carries,
-const BURST_FIRST: Duration = Duration::from_millis(100);
+const LOOK_FIRST: Duration = Duration::from_millis(100);
 /// so often from then on,
-const BURST_INTERVAL: Duration = Duration::from_secs(2);
-/// for so long,
-const BURST_TIME: Duration = Duration::from_millis(20);
-/// or so many bytes.
-const BURST_BYTES: u64 = 8 << 20;
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// and so often where the encoders could fill a path [`IDLE_FACTOR`] times as wide.
+const LOOK_INTERVAL_EASY: Duration = Duration::from_secs(10);
+/// After so long
+const LOOK_TIME: Duration = Duration::from_millis(20);
+/// it is over, unless pages as they are take less than so many times as long as they do now:
+const LOOK_FACTOR: f64 = 1.25;
+/// then it takes so long, in which buffers fill and what was under way before arrives.
+const LONG_LOOK_TIME: Duration = Duration::from_millis(80);
 /// What a path is thought to carry before anything is known of it.
 const BANDWIDTH_FIRST_BYTES_PER_S: f64 = 300e6;
 /// Encoders that could fill a path so many times as wide do not make it look narrow.
 const IDLE_FACTOR: f64 = 2.0;
-/// What pages as they are show of a path is at most so many times what it carried of them before.
-const RAW_STREAM_FACTOR: f64 = 1.5;
+/// Time that shows how long pages really take.
+const PACE_TIME: Duration = Duration::from_millis(50);
+/// A longer time between pages is a pause, and says nothing.
+const PACE_GAP: Duration = Duration::from_millis(50);
+/// The weight of such a measurement.
+const PACE_WEIGHT: f64 = 0.5;
+/// Half of what encoding took beyond what it should is forgotten after so long without encoding.
+const OVERHEAD_HALF_LIFE: Duration = Duration::from_secs(5);
+/// Who waits for the path for a smaller share of the time is not limited by it.
+const BUSY_SHARE: f64 = 0.7;
 /// With one processor's encoding at most this share of the time that the path takes, it need not be shared out.
 const ONE_PROCESSOR_SHARE: f64 = 0.5;
 /// That long such a batch may take: the path is not kept filled for long.
 const BATCH_TIME: Duration = Duration::from_millis(6);
 /// Batches after which a codec's figures are its own.
 const SETTLING_BATCHES: u32 = 4;
+/// Time after which what the stream carried is that of pages as they are, if they go so.
+const SETTLING_TIME: Duration = Duration::from_millis(200);
 /// What is measured of the codec in use changes the others' figures by at most so much at once.
 const DRIFT_MAX: f64 = 4.0;
 /// Bytes have a worth of their own: one percent fewer makes up for this many percent more time.
@@ -120,6 +138,27 @@ pub(crate) struct Path {
     pub(crate) encodings: Encodings,
     /// The guest is paused: nothing is tried.
     pub(crate) is_paused: bool,
+}
+
+/// Pages that were handed over to the path.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Handed {
+    /// When reading them began.
+    pub(crate) starts: Duration,
+    /// When the first byte left.
+    pub(crate) began: Duration,
+    /// How long all that took, without waiting for the path.
+    pub(crate) busy: Duration,
+    /// All of them went as they are.
+    pub(crate) all_raw: bool,
+    /// Some of them went as deltas.
+    pub(crate) deltas: bool,
+    /// Bytes of those that are not zero.
+    pub(crate) content_bytes: u64,
+    /// Bytes of the stream before,
+    pub(crate) from_bytes: u64,
+    /// and after them.
+    pub(crate) to_bytes: u64,
 }
 
 /// How some pages shall go.
@@ -196,13 +235,19 @@ pub(crate) struct Chooser {
     codecs: [Estimate; Codec::ENCODING.len()],
     delta: Estimate,
     current: Codec,
-    /// Batches since it is the current one.
+    /// Since when,
+    since: Duration,
+    /// and for how many batches.
     in_use: u32,
     trial_time: Duration,
+    /// The bandwidth that was chosen by.
+    bandwidth: Option<f64>,
     raw: RawPath,
-    /// What the stream carried when all went as it is.
-    raw_stream: Option<f64>,
-    burst: Option<(Duration, u64)>,
+    /// Since when pages go as they are, to see what the path carries.
+    look: Option<Duration>,
+    /// When that was over the last time.
+    looked: Option<Duration>,
+    overhead: Overhead,
 }
 
 impl Chooser {
@@ -215,11 +260,14 @@ impl Chooser {
             codecs: ASSUMED.map(|(ns_per_byte, share)| Estimate::assumed(ns_per_byte, share)),
             delta: Estimate::assumed(0.8, 0.2),
             current: compress.codecs()[0],
+            since: Duration::ZERO,
             in_use: 0,
             trial_time: Duration::ZERO,
+            bandwidth: None,
             raw: RawPath::default(),
-            raw_stream: None,
-            burst: None,
+            look: None,
+            looked: None,
+            overhead: Overhead::default(),
         }
     }
 
@@ -230,18 +278,23 @@ impl Chooser {
         let cap = path.cap_bytes_per_s.map_or(f64::MAX, |cap| cap as f64);
         let capped = |rate: Option<f64>| rate.or(path.cap_bytes_per_s.map(|cap| cap as f64)).map(|rate| rate.min(cap));
         let stream = capped(path.bandwidth_bytes_per_s);
-        // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
-        let limited_by_path = self.is_easy(stream, self.parallel, 1.0 / IDLE_FACTOR);
-        if self.raw.stretch.is_some_and(|(first, end)| end - first >= BURST_BYTES) {
-            self.raw_stream = stream.or(self.raw_stream);
+        if self.look_goes_on(now, path) {
+            return straight;
         }
-        let bandwidth = if limited_by_path || self.current == Codec::Raw {
-            stream
-        } else {
-            // A few pages as they are may find buffers empty; whole seconds of them do not.
-            let most = self.raw_stream.map_or(f64::MAX, |stream| stream * RAW_STREAM_FACTOR);
-            capped(self.raw.rate.bytes_per_s().map(|rate| rate.min(most))).or(stream)
-        };
+        self.overhead.age(now);
+        let looked = self.look.take();
+        if looked.is_some() {
+            self.looked = Some(now);
+        }
+        let looked_long = looked.is_some_and(|since| now.saturating_sub(since) >= LONG_LOOK_TIME);
+        // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
+        let limited_by_path = self.overhead.busy_share.is_none_or(|share| share < BUSY_SHARE)
+            && self.is_easy(stream, self.parallel, 1.0 / IDLE_FACTOR);
+        // The stream's also takes in what went before.
+        let settled = now.saturating_sub(self.since) >= SETTLING_TIME;
+        let is_stream = if self.current == Codec::Raw { settled } else { limited_by_path && !looked_long };
+        let bandwidth = if is_stream { stream } else { capped(self.raw.rate.bytes_per_s()).or(stream) };
+        self.bandwidth = bandwidth;
         let agreed = |codec: &Codec| path.encodings.contains(codec.encoding());
         let codecs = self.compress.codecs().iter().copied().filter(agreed);
         let best = codecs.clone().min_by(|&a, &b| self.time(a, bandwidth).total_cmp(&self.time(b, bandwidth)));
@@ -250,9 +303,10 @@ impl Chooser {
             && self.time(best, bandwidth) > self.time(self.current, bandwidth) * BETTER_FACTOR;
         if !current_stays && best != self.current {
             tracing::debug!(from = ?self.current, to = ?best, bandwidth, "compression");
-            (self.current, self.in_use) = (best, 0);
+            (self.current, self.in_use, self.since) = (best, 0, now);
         }
-        if self.current != Codec::Raw && self.wants_burst(now, path, limited_by_path) {
+        if self.current != Codec::Raw && !looked_long && self.wants_look(now, path, limited_by_path) {
+            self.look = Some(now);
             return straight;
         }
         let deltas = self.deltas
@@ -321,12 +375,26 @@ impl Chooser {
         self.codecs[at].move_to(ns_per_byte, share, weight);
     }
 
-    /// Pages were sent: all of them as they are, or not. The stream was so long before and is so long after them.
-    pub(crate) fn sent(&mut self, began: Duration, now: Duration, all_raw: bool, from_bytes: u64, to_bytes: u64) {
-        if all_raw {
-            self.raw.sent(began, now, from_bytes, to_bytes);
+    /// Pages were handed over to the path.
+    pub(crate) fn handed(&mut self, now: Duration, handed: &Handed) {
+        if handed.all_raw {
+            self.raw.sent(handed.began, now, handed.from_bytes, handed.to_bytes);
         } else {
             self.raw.ends(now);
+        }
+        if self.look.is_some() || self.current == Codec::Raw {
+            self.overhead.pause();
+        } else if let Some(ns_per_byte) = self.overhead.pace(now, handed) {
+            let beyond = ns_per_byte - self.time_without_overhead(self.current, self.bandwidth);
+            tracing::trace!(
+                ns_per_byte,
+                beyond,
+                busy_share = self.overhead.busy_share,
+                bandwidth = self.bandwidth,
+                raw = self.raw.rate.bytes_per_s(),
+                "pace"
+            );
+            self.overhead.measured(now, beyond.max(0.0));
         }
     }
 
@@ -335,13 +403,22 @@ impl Chooser {
         self.raw.confirmed(now, bytes, round_trip);
     }
 
+    /// What counts against a codec: ns for a byte of pages, and a little for the bytes that it leaves.
     fn time(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
+        let time = self.time_without_overhead(codec, bandwidth);
+        match self.estimate_of(codec) {
+            None => time,
+            Some(estimate) => (time + self.overhead.ns_per_byte) * estimate.share.powf(BYTES_WEIGHT),
+        }
+    }
+
+    fn time_without_overhead(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
         let sending = |share: f64| share * 1e9 / bandwidth.unwrap_or(BANDWIDTH_FIRST_BYTES_PER_S);
         match self.estimate_of(codec) {
             None => sending(1.0),
             Some(estimate) => {
                 let (encoding, sending) = (estimate.ns_per_byte / self.parallel, sending(estimate.share));
-                (encoding.powi(3) + sending.powi(3)).cbrt() * estimate.share.powf(BYTES_WEIGHT)
+                (encoding.powi(3) + sending.powi(3)).cbrt()
             }
         }
     }
@@ -391,33 +468,92 @@ impl Chooser {
         due.min_by_key(|&(looked_at, _)| looked_at).map(|(_, codec)| codec)
     }
 
-    /// Whether pages shall go as they are now to see what the path carries.
-    fn wants_burst(&mut self, now: Duration, path: &Path, limited_by_path: bool) -> bool {
+    /// Whether pages shall go as they are from now on to see what the path carries.
+    fn wants_look(&self, now: Duration, path: &Path, limited_by_path: bool) -> bool {
         let limited_by_cap = path
             .cap_bytes_per_s
             .is_some_and(|cap| path.bandwidth_bytes_per_s.is_some_and(|bandwidth| bandwidth >= cap as f64 * CAP_SHARE));
-        if path.is_paused || limited_by_cap || limited_by_path || self.compress != Compress::Auto {
-            self.burst = None;
-            return false;
-        }
-        if let Some((since, bytes)) = self.burst {
-            let goes_on = now.saturating_sub(since) < BURST_TIME && self.raw.bytes < bytes + BURST_BYTES;
-            if !goes_on {
-                self.burst = None;
-            }
-            return goes_on;
-        }
-        let is_due = now >= self.raw.last.map_or(BURST_FIRST, |last| last + BURST_INTERVAL);
-        if is_due {
-            self.burst = Some((now, self.raw.bytes));
-        }
-        is_due
+        let (first, interval) = match limited_by_path {
+            true => (LOOK_INTERVAL_EASY, LOOK_INTERVAL_EASY),
+            false => (LOOK_FIRST, LOOK_INTERVAL),
+        };
+        let due = self.looked.max(self.raw.last).map_or(first, |last| last + interval);
+        self.compress == Compress::Auto && !path.is_paused && !limited_by_cap && now >= due
+    }
+
+    /// Whether pages still go as they are, to see what the path carries.
+    fn look_goes_on(&self, now: Duration, path: &Path) -> bool {
+        let Some(since) = self.look else { return false };
+        let time = now.saturating_sub(since);
+        let might_be_soonest = || {
+            let now = self.time(self.current, self.bandwidth);
+            self.raw.rate.bytes_per_s().is_none_or(|rate| 1e9 / rate < now * LOOK_FACTOR)
+        };
+        !path.is_paused && (time < LOOK_TIME || time < LONG_LOOK_TIME && might_be_soonest())
     }
 }
 
 /// Where it stands in [`Codec::ENCODING`].
 fn index(codec: Codec) -> Option<usize> {
     Codec::ENCODING.iter().position(|&other| other == codec)
+}
+
+/// What encoded pages take beyond what encoding and sending should.
+#[derive(Debug, Default)]
+struct Overhead {
+    ns_per_byte: f64,
+    measured: Option<Duration>,
+    /// The share of the time in which the path was not waited for.
+    busy_share: Option<f64>,
+    /// What has been handed over since that was measured.
+    time: Duration,
+    busy: Duration,
+    content_bytes: u64,
+    /// When the latest of it had been.
+    until: Option<Duration>,
+}
+
+impl Overhead {
+    /// ns that a byte of pages took, once enough were handed over.
+    fn pace(&mut self, now: Duration, handed: &Handed) -> Option<f64> {
+        if handed.deltas || handed.content_bytes == 0 {
+            self.pause();
+            return None;
+        }
+        let since =
+            self.until.filter(|&until| handed.starts.saturating_sub(until) <= PACE_GAP).unwrap_or(handed.starts);
+        self.until = Some(now);
+        self.time += now.saturating_sub(since);
+        self.busy += handed.busy;
+        self.content_bytes += handed.content_bytes;
+        if self.time < PACE_TIME {
+            return None;
+        }
+        let ns_per_byte = self.time.as_nanos() as f64 / self.content_bytes as f64;
+        self.busy_share = Some(self.busy.as_secs_f64() / self.time.as_secs_f64());
+        (self.time, self.busy, self.content_bytes) = (Duration::ZERO, Duration::ZERO, 0);
+        Some(ns_per_byte)
+    }
+
+    /// Something else comes in between.
+    fn pause(&mut self) {
+        (self.time, self.busy, self.content_bytes, self.until) = (Duration::ZERO, Duration::ZERO, 0, None);
+    }
+
+    fn measured(&mut self, now: Duration, ns_per_byte: f64) {
+        let weight = if self.measured.is_some() { PACE_WEIGHT } else { 1.0 };
+        self.ns_per_byte += weight * (ns_per_byte - self.ns_per_byte);
+        self.measured = Some(now);
+    }
+
+    /// What it was long ago, it need not be any more.
+    fn age(&mut self, now: Duration) {
+        if let Some(measured) = self.measured {
+            let time = now.saturating_sub(measured);
+            self.ns_per_byte *= 0.5_f64.powf(time.as_secs_f64() / OVERHEAD_HALF_LIFE.as_secs_f64());
+            self.measured = Some(now);
+        }
+    }
 }
 
 /// What the path carries of pages as they are.
@@ -485,6 +621,12 @@ mod tests {
         let encoded_bytes = (content_bytes as f64 * share) as u64;
         let time = Duration::from_nanos((content_bytes as f64 * ns_per_byte) as u64);
         Costs { codec: Cost { content_bytes, encoded_bytes, time }, time, ..Costs::default() }
+    }
+
+    /// Pages of which half is left when they are encoded.
+    fn handed(starts: Duration, busy: Duration, all_raw: bool, from_bytes: u64, to_bytes: u64) -> Handed {
+        let content_bytes = (to_bytes - from_bytes) * if all_raw { 1 } else { 2 };
+        Handed { starts, began: starts, busy, all_raw, deltas: false, content_bytes, from_bytes, to_bytes }
     }
 
     #[test]
@@ -602,7 +744,7 @@ mod tests {
         for at in 0..4 {
             let bytes = 1 << 20;
             chooser.plan(ms(2 * at), &wide);
-            chooser.sent(ms(2 * at), ms(2 * at + 1), true, at * bytes, (at + 1) * bytes);
+            chooser.handed(ms(2 * at + 1), &handed(ms(2 * at), ms(1), true, at * bytes, (at + 1) * bytes));
             chooser.confirmed(ms(2 * at + 2), (at + 1) * bytes, Duration::ZERO);
         }
         let begins_with = chooser.plan(ms(10), &path(500e6)).codec;
@@ -623,11 +765,18 @@ mod tests {
 
     /// Pages that go as they are only to see what the path carries are many bytes on one that carries few.
     #[test]
-    fn a_path_that_is_far_slower_than_the_encoders_is_not_asked() {
+    fn a_path_that_is_far_slower_than_the_encoders_is_hardly_asked() {
         let mut chooser = Chooser::new(Compress::Auto, true, 1.5);
-        for at in 0..10_000 {
-            assert_ne!(chooser.plan(ms(at), &path(11.7e6)).codec, Codec::Raw);
+        let (mut stream, mut raw) = (0, 0);
+        for at in 0..30_000 {
+            let is_raw = chooser.plan(ms(at), &path(11.7e6)).codec == Codec::Raw;
+            assert!(!is_raw || at >= 10_000, "{at} ms");
+            raw += u64::from(is_raw);
+            chooser.handed(ms(at), &handed(ms(at), Duration::ZERO, is_raw, stream, stream + 11_700));
+            stream += 11_700;
+            chooser.confirmed(ms(at), stream.saturating_sub(100 * 11_700), ms(1));
         }
+        assert!((20..400).contains(&raw), "{raw} ms");
     }
 
     #[test]
@@ -670,7 +819,7 @@ mod tests {
             carried += 0.1 * (bytes as f64 / time.as_secs_f64() - carried);
             let began = now;
             now += time / 2;
-            chooser.sent(began, now, is_raw, stream, stream + bytes);
+            chooser.handed(now, &handed(began, now - began, is_raw, stream, stream + bytes));
             // The encoders are as slow as the target.
             if let Some(at) = index(plan.codec) {
                 let cost = costs((bytes as f64 / ASSUMED[at].1) as u64, ASSUMED[at].1, 4.0 * ASSUMED[at].0);
@@ -684,5 +833,31 @@ mod tests {
         assert_eq!(codecs.last(), Some(&Codec::Raw));
         let late = &codecs[codecs.len() / 2..];
         assert!(late.iter().all(|&codec| codec == Codec::Raw));
+    }
+
+    /// Encoders, sender and target share the processors: by their own figures the encoders keep up with a path that carries
+    /// 1 GB/s, and pages take twice as long as without them.
+    #[test]
+    fn encoding_that_delays_all_else_is_found_out() {
+        let mut chooser = Chooser::new(Compress::Auto, true, 1.5);
+        let (mut stream, mut now, mut raw) = (0, Duration::ZERO, 0);
+        let mut carried = 100e6;
+        while now < Duration::from_secs(2) {
+            let plan = chooser.plan(now, &path(carried));
+            let is_raw = plan.codec == Codec::Raw;
+            let content = 2 << 20;
+            let (bytes, time) = if is_raw { (content, ms(2)) } else { (content / 2, ms(4)) };
+            carried += 0.3 * (bytes as f64 / time.as_secs_f64() - carried);
+            let starts = now;
+            now += time;
+            raw += if is_raw && now > ms(300) { time.as_millis() } else { 0 };
+            if !is_raw {
+                chooser.encoded(now, plan.codec, None, &costs(content, 0.5, 1.0));
+            }
+            chooser.handed(now, &handed(starts, time, is_raw, stream, stream + bytes));
+            stream += bytes;
+            chooser.confirmed(now, stream, Duration::ZERO);
+        }
+        assert!(raw > 1500, "{raw} ms of 1700");
     }
 }

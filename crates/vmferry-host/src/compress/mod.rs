@@ -23,7 +23,7 @@ pub use codec::PagesError;
 
 pub(crate) use batch::{BATCH_PAGES, Batch, Content};
 pub(crate) use cache::DeltaCache;
-pub(crate) use choice::{Chooser, Path, Plan};
+pub(crate) use choice::{Chooser, Handed, Path, Plan};
 pub(crate) use codec::{Codec, PageDecoder};
 pub(crate) use pool::EncoderPool;
 
