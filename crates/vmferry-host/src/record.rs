@@ -8,8 +8,8 @@ use rustix::event::PollFlags;
 use vmferry_core::pages::{Owners, PAGE_BYTES, PageRun};
 
 use crate::cancel::{Cancel, wait};
+use crate::compress::is_zero;
 use crate::memory::GuestMemory;
-use crate::source::stretches;
 use crate::vmm::{SourceVmm, VmmError};
 
 /// Pages read at once when zero pages are looked for.
@@ -121,7 +121,8 @@ pub fn zero_pages(memory: &GuestMemory) -> Result<Vec<PageRun>, VmmError> {
         left = rest;
         let content = &mut buffer[..(piece.count * PAGE_BYTES) as usize];
         memory.read(piece, content)?;
-        for (stretch, _) in stretches(piece, content).filter(|(_, is_zero)| *is_zero) {
+        let are_zero = content.chunks_exact(PAGE_BYTES as usize).map(is_zero);
+        for (stretch, _) in piece.stretches(are_zero).filter(|(_, is_zero)| *is_zero) {
             match zero.last_mut() {
                 Some(last) if last.end() == stretch.first.0 => last.count += stretch.count,
                 Some(_) | None => zero.push(stretch),

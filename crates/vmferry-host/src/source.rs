@@ -748,7 +748,8 @@ impl Driver<'_> {
             left = rest;
             let buffer = &mut self.buffer[..(piece.count * PAGE_BYTES) as usize];
             self.vmm.memory().read(piece, buffer)?;
-            let stretches: Vec<_> = stretches(piece, buffer).collect();
+            let are_zero = buffer.chunks_exact(PAGE_BYTES as usize).map(is_zero);
+            let stretches: Vec<_> = piece.stretches(are_zero).collect();
             for (stretch, is_zero) in stretches {
                 if is_zero {
                     self.push_zero(stretch, zero, sent)?;
@@ -899,21 +900,6 @@ fn split_by(found: PageRun, run: PageRun, inside: &mut Vec<PageRun>, outside: &m
     add(first.max(run.end()), end, outside);
 }
 
-/// Cuts a run of pages into stretches that are all zero or all not.
-pub(crate) fn stretches(run: PageRun, content: &[u8]) -> impl Iterator<Item = (PageRun, bool)> {
-    let mut zero = content.chunks_exact(PAGE_BYTES as usize).map(is_zero).peekable();
-    let mut first = run.first.0;
-    std::iter::from_fn(move || {
-        let kind = zero.next()?;
-        let mut count = 1;
-        while zero.next_if_eq(&kind).is_some() {
-            count += 1;
-        }
-        first += count;
-        Some((PageRun::new(first - count, count), kind))
-    })
-}
-
 /// The bytes of `stretch` in the content of `run`.
 fn page_bytes(run: PageRun, content: &[u8], stretch: PageRun) -> &[u8] {
     let start = (stretch.first.0 - run.first.0) * PAGE_BYTES;
@@ -942,7 +928,8 @@ mod tests {
         content[page] = 1;
         content[3 * page - 1] = 1;
         content[5 * page + 4095] = 1;
-        let found: Vec<_> = stretches(PageRun::new(10, 6), &content).collect();
+        let run = PageRun::new(10, 6);
+        let found: Vec<_> = run.stretches(content.chunks_exact(page).map(is_zero)).collect();
         let expected = [
             (PageRun::new(10, 1), true),
             (PageRun::new(11, 2), false),
@@ -950,7 +937,7 @@ mod tests {
             (PageRun::new(15, 1), false),
         ];
         assert_eq!(found, expected);
-        assert_eq!(page_bytes(PageRun::new(10, 6), &content, PageRun::new(11, 2)), &content[page..3 * page]);
+        assert_eq!(page_bytes(run, &content, PageRun::new(11, 2)), &content[page..3 * page]);
     }
 
     #[test]

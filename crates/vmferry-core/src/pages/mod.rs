@@ -49,6 +49,22 @@ impl PageRun {
         (Self::new(self.first.0, count), Some(Self::new(self.first.0 + count, self.count - count)))
     }
 
+    /// Cuts the run where the kind of its pages changes. `kinds` says that of each page, in order; of more kinds than the run
+    /// has pages, the others are not asked for.
+    pub fn stretches<K: PartialEq>(self, kinds: impl Iterator<Item = K>) -> impl Iterator<Item = (Self, K)> {
+        let mut kinds = kinds.take(self.count as usize).peekable();
+        let mut first = self.first.0;
+        std::iter::from_fn(move || {
+            let kind = kinds.next()?;
+            let mut count = 1;
+            while kinds.next_if_eq(&kind).is_some() {
+                count += 1;
+            }
+            first += count;
+            Some((Self::new(first - count, count), kind))
+        })
+    }
+
     /// What is left of the run without these, which lie in it, ascending and apart.
     pub fn without(self, holes: &[Self]) -> Vec<Self> {
         let ends = holes.iter().map(|hole| (hole.first.0, hole.end())).chain([(self.end(), self.end())]);
@@ -82,6 +98,15 @@ pub struct Epoch(pub u64);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stretches_are_of_one_kind_each_and_cover_the_run() {
+        let stretches = |count| PageRun::new(10, count).stretches("aabccc".chars()).collect::<Vec<_>>();
+        let expected = [(PageRun::new(10, 2), 'a'), (PageRun::new(12, 1), 'b'), (PageRun::new(13, 3), 'c')];
+        assert_eq!(stretches(6), expected);
+        assert_eq!(stretches(2), expected[..1]);
+        assert_eq!(stretches(0), []);
+    }
 
     #[test]
     fn a_run_without_holes_in_it() {

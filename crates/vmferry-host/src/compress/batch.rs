@@ -243,16 +243,12 @@ impl Batch {
     pub(crate) fn encode(&mut self, encoder: &mut PageEncoder) {
         let began = Instant::now();
         self.groups.resize_with(usize::from(self.streams), Default::default);
+        let kinds: Vec<Kind> = (0..self.content.len() / PAGE).map(|page| self.kind(page)).collect();
         let mut at = 0;
         for index in 0..self.runs.len() {
-            let mut left = self.runs[index];
-            while left.count > 0 {
-                let kind = self.kind(at);
-                let count = (1..left.count).find(|&next| self.kind(at + next as usize) != kind).unwrap_or(left.count);
-                let (run, rest) = left.split_front(count);
+            for (run, kind) in self.runs[index].stretches(kinds[at..].iter().copied()) {
                 self.sort_in(encoder, kind, Placed { run, at });
-                at += count as usize;
-                left = rest.unwrap_or(PageRun::new(run.end(), 0));
+                at += run.count as usize;
             }
         }
         for stream in 0..usize::from(self.streams) {
