@@ -97,9 +97,12 @@ impl TargetHost {
         };
         let apply = self.target.handle_message(Duration::from_nanos(now_ns), &message, frame.bytes);
         self.target.handle_applied(apply, &[]);
-        match (apply, &message) {
-            (Apply::WritePages, Message::Pages(pages)) => (pages.runs.pages() as f64 * self.apply_page_ns) as u64,
-            _ => 0,
+        match apply {
+            Apply::WritePages => {
+                let Message::Pages(pages) = &message else { unreachable!("only a message of pages has them written") };
+                (pages.runs.pages() as f64 * self.apply_page_ns) as u64
+            }
+            Apply::Nothing | Apply::ZeroPages | Apply::KeepDeviceState | Apply::Compare(_) => 0,
         }
     }
 }
