@@ -569,7 +569,7 @@ impl Driver<'_> {
         while let Some(batch) = self.encoders.take() {
             self.send_batch(batch, &mut zero, &mut sent)?;
         }
-        for stream in zero.waiting() {
+        while let Some(stream) = zero.waiting() {
             self.send_zero(stream, &mut zero, &mut sent)?;
         }
         for link in &mut self.links {
@@ -877,9 +877,9 @@ impl ZeroRuns {
         runs.len() as u64 >= MAX_ZERO_RUNS_PER_FRAME
     }
 
-    /// The connections for which there is a message.
-    fn waiting(&self) -> Vec<u16> {
-        (0..self.0.len() as u16).filter(|&stream| !self.0[usize::from(stream)].is_empty()).collect()
+    /// The first connection for which there is a message.
+    fn waiting(&self) -> Option<u16> {
+        self.0.iter().position(|runs| !runs.is_empty()).map(|stream| stream as u16)
     }
 
     fn take(&mut self, stream: u16) -> Vec<PageRun> {
