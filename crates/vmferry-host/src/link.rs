@@ -25,6 +25,9 @@ const LAST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the peer has to hear why a migration ended, and to close the connection.
 const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How long the peer has to say why it ended the migration, once a further connection has ended.
+const REASON_TIMEOUT: Duration = Duration::from_millis(300);
+
 /// Why a connection is of no use any more.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -212,6 +215,11 @@ impl Link {
     /// [`LinkError::Io`].
     pub(crate) fn wait_readable(&self, timeout: Duration) -> Result<(), LinkError> {
         self.wait_for(true, [None, None], timeout)
+    }
+
+    /// A further connection has ended: waits for the reason, which the peer says on this one if it ended the migration.
+    pub(crate) fn wait_for_reason(&self) {
+        let _ = self.wait_readable(REASON_TIMEOUT);
     }
 
     /// Waits until the peer can be read from, if that is wanted, or one of the others can, the time is over, or it was

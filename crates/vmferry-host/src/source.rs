@@ -30,8 +30,6 @@ const WAIT_MAX: Duration = Duration::from_millis(200);
 const OWNERS_SHARE: f64 = 0.05;
 /// The most pages that a codec is tried on where pages go as they are.
 const TRIAL_PAGES: u64 = 16;
-/// How long the target has to say why it ended the migration, once a further connection has ended.
-const REASON_TIMEOUT: Duration = Duration::from_millis(300);
 /// How often progress is told.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -315,7 +313,7 @@ impl Driver<'_> {
             VmmError::Link(LinkError::Closed) => {
                 // The target may have said why before it closed: on the first connection, whichever of them it was.
                 if self.links.len() > 1 {
-                    let _ = self.links[0].wait_readable(REASON_TIMEOUT);
+                    self.links[0].wait_for_reason();
                 }
                 self.hear();
                 self.source.handle_connection_lost(now);

@@ -25,9 +25,6 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// The most frames taken in before the source hears of them: its window waits for that.
 const FRAMES_PER_CONFIRMATION: u32 = 16;
 
-/// How long the source has to say why it ended a migration, once a further connection has ended.
-const REASON_TIMEOUT: Duration = Duration::from_millis(300);
-
 /// How a migration ended, as the target saw it.
 #[derive(Debug, Clone, Serialize)]
 pub struct TargetReport {
@@ -247,7 +244,7 @@ impl Driver<'_> {
             None => {}
             // Where the source ends a migration, it says why on the first connection.
             Some(SideFailure::Lost) => {
-                let _ = self.link.wait_readable(REASON_TIMEOUT);
+                self.link.wait_for_reason();
                 self.hear_one();
                 self.target.handle_connection_lost();
             }
