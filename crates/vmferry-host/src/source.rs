@@ -277,7 +277,7 @@ impl Driver<'_> {
         self.publish();
         let mut report = self.source.report(self.now());
         if let Some(controls) = self.controls {
-            controls.end(Some(outcome_name(report.outcome)));
+            controls.end(Some(&report.outcome.to_string()));
         }
         report.address_spaces = self.vmm.owners_report();
         if report.outcome == OutcomeKind::Completed {
@@ -799,17 +799,6 @@ fn refusal(error: ChangeError) -> Refusal {
         _ => RefusalKind::BadValue,
     };
     Refusal::new(kind, error.to_string())
-}
-
-/// As in the report.
-fn outcome_name(outcome: OutcomeKind) -> &'static str {
-    match outcome {
-        OutcomeKind::Completed => "completed",
-        OutcomeKind::Cancelled => "cancelled",
-        OutcomeKind::NotConverged => "not_converged",
-        OutcomeKind::Failed => "failed",
-        OutcomeKind::InDoubt => "in_doubt",
-    }
 }
 
 /// Counts pages by how they went.

@@ -1,5 +1,6 @@
 //! What a migration says about itself when it has ended.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -20,6 +21,13 @@ pub enum OutcomeKind {
     Failed,
     /// The hand-over was sent and no answer came. The source does not run the guest again by itself.
     InDoubt,
+}
+
+impl fmt::Display for OutcomeKind {
+    /// Its name in the report.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(formatter)
+    }
 }
 
 /// Why the guest was paused when it was.
@@ -297,4 +305,14 @@ pub struct BoundReport {
     pub least_stop_pages: Option<u64>,
     /// Pages sent while the guest was paused for each of those.
     pub stop_ratio: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outcome_is_shown_by_its_name_in_the_report() {
+        assert_eq!(OutcomeKind::NotConverged.to_string(), "not_converged");
+    }
 }
