@@ -776,7 +776,7 @@ impl Source {
                 *step = StopStep::Copy;
                 self.written_in_push.union_with(&self.epoch_written);
                 self.end_epoch(owners);
-                self.judge_prediction();
+                self.judge_prediction(now);
                 // The stop phase is the last pass.
                 self.passes += 1;
                 self.outbox.push_back(Message::Paused);
@@ -1383,7 +1383,9 @@ impl Source {
     }
 
     fn facts(&self, now: Duration) -> Facts {
-        Facts { least_stop_pages: self.least_stop_pages(), ..self.facts_without_bound(now) }
+        let facts = self.facts_without_bound(now);
+        let carried = facts.carried_pages_per_epoch();
+        Facts { least_stop_pages: carried.and_then(|pages| self.predictor.least_stop_pages(pages)), ..facts }
     }
 
     /// The facts that cost no time to gather.
@@ -1412,12 +1414,6 @@ impl Source {
             downtime_limit: self.config.downtime_limit,
             least_stop_pages: None,
         }
-    }
-
-    fn least_stop_pages(&self) -> Option<u64> {
-        let page_bytes = self.sizes.planned_bytes(PageClass::Written);
-        let pages_per_epoch = self.bandwidth()? * self.config.epoch.as_secs_f64() / page_bytes;
-        self.predictor.least_stop_pages(pages_per_epoch)
     }
 
     fn push(&mut self, now: Duration) -> Option<Action> {
@@ -1735,7 +1731,7 @@ impl Source {
 
     /// How many of the held pages were written since the push began, so that sending them would have been in vain; and
     /// how many of the pages written within the last window were held.
-    fn judge_prediction(&mut self) {
+    fn judge_prediction(&mut self, now: Duration) {
         let mut recent = PageSet::empty(self.pending.capacity());
         for &run in self.window.iter().flatten() {
             recent.insert_run(run);
@@ -1746,7 +1742,7 @@ impl Source {
         let recall = share(held_and(&recent), &recent);
         self.times.quality = (precision, recall);
         self.times.held_at_pause = self.held.len();
-        self.times.least_stop_pages = self.least_stop_pages();
+        self.times.least_stop_pages = self.facts(now).least_stop_pages;
         self.pages.held = self.held.pages().filter(|&page| !self.ever_sent.contains(page)).count() as u64;
     }
 
