@@ -339,33 +339,17 @@ fn losing(text: &mut String, study: &Study<'_>, verdict: &Verdict<'_>) {
         worse.iter().filter(|pair| pair.cell.recorded).count(),
         worse.iter().filter(|pair| pair.has_little_to_save()).count(),
     );
-    let many: Vec<&&Pair<'_>> = worse.iter().filter(|pair| !pair.has_little_to_save()).collect();
-    if !many.is_empty() {
-        text.push_str(
-            "| guest | load | limit | pages twice | QEMU's | downtime | QEMU's |\n|---|---|---|---|---|---|---|\n",
-        );
-        for pair in many.iter().take(EXCEPTIONS_MAX) {
-            let cell = pair.cell;
-            let _ = writeln!(
-                text,
-                "| {} | {:.1} | {:.0} ms | {:.0} | {:.0} | {:.0} ms | {:.0} ms |",
-                cell.name,
-                cell.load,
-                cell.limit_ms,
-                pair.excess_pages.0,
-                pair.excess_pages.1,
-                pair.downtime_ms.0,
-                pair.downtime_ms.1
-            );
-        }
-        more(text, many.len());
-    }
+    let many: Vec<&Pair<'_>> = worse.iter().copied().filter(|pair| !pair.has_little_to_save()).collect();
+    exceptions(text, "pages twice | QEMU's | downtime | QEMU's", &many, |pair| {
+        let (excess, downtime) = (pair.excess_pages, pair.downtime_ms);
+        (pair.cell, format!("{:.0} | {:.0} | {:.0} ms | {:.0} ms", excess.0, excess.1, downtime.0, downtime.1))
+    });
 
     let behind = |cell: &&Cell| {
         let share = |arm: &str| cell.arm(arm).converged_share.unwrap_or(0.0);
         share(OURS) < share(QEMU)
     };
-    let behind: Vec<&Cell> = study.cells.iter().filter(behind).collect();
+    let mut behind: Vec<&Cell> = study.cells.iter().filter(behind).collect();
     let kept = |cell: &&&Cell| cell.arm(QEMU).within_limit_share.unwrap_or(0.0) > 0.0;
     let _ = writeln!(
         text,
@@ -375,66 +359,48 @@ fn losing(text: &mut String, study: &Study<'_>, verdict: &Verdict<'_>) {
         study.cells.len(),
         behind.iter().filter(kept).count(),
     );
-    if !behind.is_empty() {
-        text.push_str(
-            "| guest | load | limit | ended here | with QEMU's rule | of those within the limit | QEMU's downtime | possible from |\n\
-             |---|---|---|---|---|---|---|---|\n",
+    behind.sort_by_key(|cell| !kept(&cell));
+    let columns = "ended here | with QEMU's rule | of those within the limit | QEMU's downtime | possible from";
+    exceptions(text, columns, &behind, |&cell| {
+        let qemu = cell.arm(QEMU);
+        let values = format!(
+            "{} | {} | {} | {} | {} of the starts",
+            percent(cell.arm(OURS).converged_share.unwrap_or(0.0)),
+            percent(qemu.converged_share.unwrap_or(0.0)),
+            percent(qemu.within_limit_share.unwrap_or(0.0)),
+            mean_of(&qemu.downtime_ms).map_or_else(|| "–".to_owned(), |ms| format!("{ms:.0} ms")),
+            percent(cell.feasible_share),
         );
-        let mut ordered = behind.clone();
-        ordered.sort_by_key(|cell| !kept(&cell));
-        for cell in ordered.iter().take(EXCEPTIONS_MAX) {
-            let qemu = cell.arm(QEMU);
-            let _ = writeln!(
-                text,
-                "| {} | {:.1} | {:.0} ms | {} | {} | {} | {} | {} of the starts |",
-                cell.name,
-                cell.load,
-                cell.limit_ms,
-                percent(cell.arm(OURS).converged_share.unwrap_or(0.0)),
-                percent(qemu.converged_share.unwrap_or(0.0)),
-                percent(qemu.within_limit_share.unwrap_or(0.0)),
-                mean_of(&qemu.downtime_ms).map_or_else(|| "–".to_owned(), |ms| format!("{ms:.0} ms")),
-                percent(cell.feasible_share),
-            );
-        }
-        more(text, behind.len());
-    }
+        (cell, values)
+    });
 
-    let slower: Vec<&Pair<'_>> = verdict.against_qemu.iter().filter(|pair| pair.time_ratio() > 1.02).collect();
+    let mut slower: Vec<&Pair<'_>> = verdict.against_qemu.iter().filter(|pair| pair.time_ratio() > 1.02).collect();
     let _ = writeln!(
         text,
         "\n**More than 2 % slower than with QEMU's rule**: {} of {} cells.\n",
         slower.len(),
         verdict.against_qemu.len()
     );
-    if !slower.is_empty() {
-        text.push_str(
-            "| guest | load | limit | total time | QEMU's | downtime | QEMU's |\n|---|---|---|---|---|---|---|\n",
-        );
-        let mut ordered = slower.clone();
-        ordered.sort_by(|a, b| b.time_ratio().total_cmp(&a.time_ratio()));
-        for pair in ordered.iter().take(EXCEPTIONS_MAX) {
-            let cell = pair.cell;
-            let _ = writeln!(
-                text,
-                "| {} | {:.1} | {:.0} ms | {:.1} s | {:.1} s | {:.0} ms | {:.0} ms |",
-                cell.name,
-                cell.load,
-                cell.limit_ms,
-                pair.total_ms.0 / 1e3,
-                pair.total_ms.1 / 1e3,
-                pair.downtime_ms.0,
-                pair.downtime_ms.1
-            );
-        }
-        more(text, slower.len());
-    }
+    slower.sort_by(|a, b| b.time_ratio().total_cmp(&a.time_ratio()));
+    exceptions(text, "total time | QEMU's | downtime | QEMU's", &slower, |pair| {
+        let (total_s, downtime) = ((pair.total_ms.0 / 1e3, pair.total_ms.1 / 1e3), pair.downtime_ms);
+        (pair.cell, format!("{:.1} s | {:.1} s | {:.0} ms | {:.0} ms", total_s.0, total_s.1, downtime.0, downtime.1))
+    });
     text.push('\n');
 }
 
-fn more(text: &mut String, all: usize) {
-    if all > EXCEPTIONS_MAX {
-        let _ = writeln!(text, "\n{} more are in the table of all cells.", all - EXCEPTIONS_MAX);
+/// A table of exceptions, if there are any. `row` says which cell one is about, and what is in the further columns.
+fn exceptions<'a, T>(text: &mut String, columns: &str, all: &[T], row: impl Fn(&T) -> (&'a Cell, String)) {
+    if all.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "| guest | load | limit | {columns} |");
+    let _ = writeln!(text, "|---|---|---|{}", "---|".repeat(columns.split(" | ").count()));
+    for (cell, values) in all.iter().take(EXCEPTIONS_MAX).map(row) {
+        let _ = writeln!(text, "| {} | {:.1} | {:.0} ms | {values} |", cell.name, cell.load, cell.limit_ms);
+    }
+    if all.len() > EXCEPTIONS_MAX {
+        let _ = writeln!(text, "\n{} more are in the table of all cells.", all.len() - EXCEPTIONS_MAX);
     }
 }
 
@@ -448,25 +414,21 @@ fn limit(text: &mut String, study: &Study<'_>, verdict: &Verdict<'_>) {
         percent(kept as f64 / ended.max(1) as f64),
         percent(qemu_kept as f64 / qemu_ended.max(1) as f64),
     );
-    let exceptions: Vec<&Cell> =
+    let beyond: Vec<&Cell> =
         study.cells.iter().filter(|cell| cell.arm(OURS).within_limit_share.is_some_and(|share| share < 1.0)).collect();
-    if !exceptions.is_empty() {
-        text.push_str("The exceptions:\n\n| guest | load | limit | within it | mean downtime | longest |\n|---|---|---|---|---|---|\n");
-        for cell in exceptions.iter().take(EXCEPTIONS_MAX) {
-            let ours = cell.arm(OURS);
-            let longest = most(ours.runs.iter().filter(|run| run.converged).map(|run| run.downtime_ms));
-            let _ = writeln!(
-                text,
-                "| {} | {:.1} | {:.0} ms | {} | {} | {longest:.0} ms |",
-                cell.name,
-                cell.load,
-                cell.limit_ms,
-                percent(ours.within_limit_share.unwrap_or(0.0)),
-                mean_of(&ours.downtime_ms).map_or_else(|| "–".to_owned(), |ms| format!("{ms:.0} ms")),
-            );
-        }
-        more(text, exceptions.len());
+    if !beyond.is_empty() {
+        text.push_str("The exceptions:\n\n");
     }
+    exceptions(text, "within it | mean downtime | longest", &beyond, |&cell| {
+        let ours = cell.arm(OURS);
+        let values = format!(
+            "{} | {} | {:.0} ms",
+            percent(ours.within_limit_share.unwrap_or(0.0)),
+            mean_of(&ours.downtime_ms).map_or_else(|| "–".to_owned(), |ms| format!("{ms:.0} ms")),
+            most(ours.runs.iter().filter(|run| run.converged).map(|run| run.downtime_ms)),
+        );
+        (cell, values)
+    });
     text.push('\n');
 }
 
@@ -484,23 +446,18 @@ fn hopeless(text: &mut String, verdict: &Verdict<'_>) {
     if verdict.hopeless.is_empty() {
         return;
     }
-    text.push_str("| guest | load | limit | gave up | after | latest |\n|---|---|---|---|---|---|\n");
-    for cell in verdict.hopeless.iter().take(EXCEPTIONS_MAX) {
+    exceptions(text, "gave up | after | latest", &verdict.hopeless, |&cell| {
         let ours = cell.arm(OURS);
         let given_up: Vec<f64> = ours.runs.iter().filter_map(|run| run.given_up_ms).collect();
-        let _ = writeln!(
-            text,
-            "| {} | {:.1} | {:.0} ms | {} of {} | {} | {:.1} s |",
-            cell.name,
-            cell.load,
-            cell.limit_ms,
+        let values = format!(
+            "{} of {} | {} | {:.1} s",
             given_up.len(),
             ours.runs.len(),
             mean_of(&ours.given_up_ms).map_or_else(|| "–".to_owned(), |ms| format!("{:.1} s", ms / 1e3)),
             most(given_up.iter().copied()) / 1e3,
         );
-    }
-    more(text, verdict.hopeless.len());
+        (cell, values)
+    });
     text.push('\n');
 }
 
