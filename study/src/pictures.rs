@@ -53,21 +53,26 @@ fn middle(x: f64, mut values: Vec<f64>, band: [f64; 2]) -> Option<Point> {
 
 const QUARTILES: [f64; 2] = [0.25, 0.75];
 
+/// Each value once, ascending.
+fn distinct(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values.dedup();
+    values
+}
+
 /// A panel of a ratio over the load, a line for each limit.
 fn over_load(title: &str, y_label: &str, pairs: &[&Pair<'_>], ratio: fn(&Pair<'_>) -> Option<f64>) -> Panel {
-    let mut conditions: Vec<(f64, f64)> = pairs.iter().map(|pair| (pair.cell.limit_ms, pair.cell.load)).collect();
-    conditions.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
-    conditions.dedup();
-    let mut loads: Vec<f64> = conditions.iter().map(|&(_, load)| load).collect();
-    loads.sort_by(f64::total_cmp);
-    loads.dedup();
+    let loads = distinct(pairs.iter().map(|pair| pair.cell.load));
     let mut series = Vec::new();
-    for (limit_ms, load) in conditions {
-        let here = |pair: &&&Pair<'_>| pair.cell.limit_ms == limit_ms && pair.cell.load == load;
-        let values: Vec<f64> =
-            pairs.iter().filter(here).filter_map(|pair| ratio(pair)).filter(|v| v.is_finite()).collect();
-        if let Some(point) = middle(load, values, QUARTILES) {
-            Series::add(&mut series, &format!("limit {limit_ms:.0} ms"), point);
+    for limit_ms in distinct(pairs.iter().map(|pair| pair.cell.limit_ms)) {
+        for &load in &loads {
+            let here = |pair: &&&Pair<'_>| pair.cell.limit_ms == limit_ms && pair.cell.load == load;
+            let values: Vec<f64> =
+                pairs.iter().filter(here).filter_map(|pair| ratio(pair)).filter(|v| v.is_finite()).collect();
+            if let Some(point) = middle(load, values, QUARTILES) {
+                Series::add(&mut series, &format!("limit {limit_ms:.0} ms"), point);
+            }
         }
     }
     for load in loads {
@@ -125,9 +130,7 @@ fn time(cells: &[Cell]) -> Figure {
 /// Downtime over its limit, of all runs of all guests.
 fn downtime(cells: &[Cell]) -> Figure {
     let mut series = Vec::new();
-    let mut limits: Vec<f64> = cells.iter().map(|cell| cell.limit_ms).collect();
-    limits.sort_by(f64::total_cmp);
-    limits.dedup();
+    let limits = distinct(cells.iter().map(|cell| cell.limit_ms));
     for arm in [OURS, QEMU, XEN, "skip-written", "post-copy"] {
         for &limit_ms in &limits {
             let runs = cells.iter().filter(|cell| cell.limit_ms == limit_ms).flat_map(|cell| &cell.arm(arm).runs);
