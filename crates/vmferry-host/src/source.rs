@@ -578,8 +578,9 @@ impl Driver<'_> {
         let driver = processor_time().saturating_sub(began_working + scanning);
         sent.busy = (now - starts).saturating_sub(self.waited() - waited);
         sent.working = driver + sent.encoding / self.encoders.workers();
-        // Zero pages are few bytes and much work for the target, so that they say nothing about the path either.
-        let all_raw = sent.raw_pages > 0 && sent.raw_pages == sent.content_pages() && sent.zero.is_empty();
+        // Zero pages are few bytes and some work for the target: where there are many, the bytes say nothing about the path.
+        let zero_pages: u64 = sent.zero.iter().map(|run| run.count).sum();
+        let all_raw = sent.raw_pages > zero_pages && sent.raw_pages == sent.content_pages();
         let handed = Handed {
             starts,
             began: sent.began.unwrap_or(now),

@@ -56,12 +56,16 @@ const LOOK_FIRST: Duration = Duration::from_millis(100);
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// and so often where the encoders could fill a path [`IDLE_FACTOR`] times as wide.
 const LOOK_INTERVAL_EASY: Duration = Duration::from_secs(10);
-/// After so long
-const LOOK_TIME: Duration = Duration::from_millis(20);
-/// it is over, unless pages as they are take less than so many times as long as they do now:
+/// At first so many bytes,
+const GLIMPSE_BYTES: u64 = 2 << 20;
+/// and no more, unless they took less than so many times as long as pages do now.
+const GLIMPSE_FACTOR: f64 = 2.0;
+/// Then it takes so long, in which buffers fill and what was under way before arrives,
+const LOOK_TIME: Duration = Duration::from_millis(80);
+/// or ends after so long,
+const SHORT_LOOK_TIME: Duration = Duration::from_millis(20);
+/// unless it still takes less than so many times as long.
 const LOOK_FACTOR: f64 = 1.25;
-/// then it takes so long, in which buffers fill and what was under way before arrives.
-const LONG_LOOK_TIME: Duration = Duration::from_millis(80);
 /// What a path is thought to carry before anything is known of it.
 const BANDWIDTH_FIRST_BYTES_PER_S: f64 = 300e6;
 /// Encoders that could fill a path so many times as wide do not make it look narrow.
@@ -87,7 +91,7 @@ const SETTLING_TIME: Duration = Duration::from_millis(200);
 /// What is measured of the codec in use changes the others' figures by at most so much at once.
 const DRIFT_MAX: f64 = 4.0;
 /// Bytes have a worth of their own: one percent fewer makes up for this many percent more time.
-const BYTES_WEIGHT: f64 = 0.25;
+const BYTES_WEIGHT: f64 = 0.35;
 /// Weight of a trial against those before.
 const TRIAL_WEIGHT: f64 = 0.5;
 /// A path that carries this share of the cap is not what limits.
@@ -224,6 +228,17 @@ impl Cost {
     }
 }
 
+/// How far a look is at what the path carries of pages as they are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Look {
+    /// A few go so; these bytes so far.
+    Glimpse(u64),
+    /// They are under way, and others go as before.
+    Waiting,
+    /// All go so since then.
+    Long(Duration),
+}
+
 /// Chooses.
 #[derive(Debug)]
 pub(crate) struct Chooser {
@@ -243,8 +258,7 @@ pub(crate) struct Chooser {
     /// The bandwidth that was chosen by.
     bandwidth: Option<f64>,
     raw: RawPath,
-    /// Since when pages go as they are, to see what the path carries.
-    look: Option<Duration>,
+    look: Option<Look>,
     /// When that was over the last time.
     looked: Option<Duration>,
     overhead: Overhead,
@@ -278,15 +292,17 @@ impl Chooser {
         let cap = path.cap_bytes_per_s.map_or(f64::MAX, |cap| cap as f64);
         let capped = |rate: Option<f64>| rate.or(path.cap_bytes_per_s.map(|cap| cap as f64)).map(|rate| rate.min(cap));
         let stream = capped(path.bandwidth_bytes_per_s);
-        if self.look_goes_on(now, path) {
-            return straight;
-        }
         self.overhead.age(now);
-        let looked = self.look.take();
-        if looked.is_some() {
+        let before = self.look;
+        self.look = before.and_then(|look| self.next_look(now, look, path.is_paused));
+        if before.is_some() && self.look.is_none() {
             self.looked = Some(now);
         }
-        let looked_long = looked.is_some_and(|since| now.saturating_sub(since) >= LONG_LOOK_TIME);
+        if matches!(self.look, Some(Look::Glimpse(_) | Look::Long(_))) {
+            return straight;
+        }
+        let looked_long =
+            matches!(before, Some(Look::Long(since)) if now.saturating_sub(since) >= LOOK_TIME && self.look.is_none());
         // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
         let limited_by_path = self.overhead.busy_share.is_none_or(|share| share < BUSY_SHARE)
             && self.is_easy(stream, self.parallel, 1.0 / IDLE_FACTOR);
@@ -305,8 +321,8 @@ impl Chooser {
             tracing::debug!(from = ?self.current, to = ?best, bandwidth, "compression");
             (self.current, self.in_use, self.since) = (best, 0, now);
         }
-        if self.current != Codec::Raw && !looked_long && self.wants_look(now, path, limited_by_path) {
-            self.look = Some(now);
+        if self.current != Codec::Raw && self.look.is_none() && self.wants_look(now, path, limited_by_path) {
+            self.look = Some(Look::Glimpse(0));
             return straight;
         }
         let deltas = self.deltas
@@ -380,9 +396,16 @@ impl Chooser {
         if handed.all_raw {
             self.raw.sent(handed.began, now, handed.from_bytes, handed.to_bytes);
         } else {
-            self.raw.ends(now);
+            self.raw.ends();
         }
-        if self.look.is_some() || self.current == Codec::Raw {
+        if let Some(Look::Glimpse(bytes)) = self.look {
+            let bytes = bytes + handed.to_bytes - handed.from_bytes;
+            self.look = Some(if bytes < GLIMPSE_BYTES { Look::Glimpse(bytes) } else { Look::Waiting });
+            if bytes >= GLIMPSE_BYTES {
+                self.raw.ends();
+            }
+        }
+        if handed.all_raw || self.current == Codec::Raw {
             self.overhead.pause();
         } else if let Some(ns_per_byte) = self.overhead.pace(now, handed) {
             let beyond = ns_per_byte - self.time_without_overhead(self.current, self.bandwidth);
@@ -481,15 +504,31 @@ impl Chooser {
         self.compress == Compress::Auto && !path.is_paused && !limited_by_cap && now >= due
     }
 
-    /// Whether pages still go as they are, to see what the path carries.
-    fn look_goes_on(&self, now: Duration, path: &Path) -> bool {
-        let Some(since) = self.look else { return false };
-        let time = now.saturating_sub(since);
-        let might_be_soonest = || {
-            let now = self.time(self.current, self.bandwidth);
-            self.raw.rate.bytes_per_s().is_none_or(|rate| 1e9 / rate < now * LOOK_FACTOR)
+    /// How a look goes on.
+    fn next_look(&self, now: Duration, look: Look, is_paused: bool) -> Option<Look> {
+        let soonest_within = |factor: f64| {
+            let rate = self.raw.rate.bytes_per_s();
+            rate.is_some_and(|rate| 1e9 / rate < self.time(self.current, self.bandwidth) * factor)
         };
-        !path.is_paused && (time < LOOK_TIME || time < LONG_LOOK_TIME && might_be_soonest())
+        let goes_on = match look {
+            _ if is_paused => None,
+            Look::Glimpse(_) => Some(look),
+            Look::Waiting if self.raw.stretch.is_some() => Some(Look::Waiting),
+            // Nothing may be known: they had many zero pages among them, or were too fast.
+            Look::Waiting => {
+                let may_be_soonest = self.raw.rate.bytes_per_s().is_none() || soonest_within(GLIMPSE_FACTOR);
+                may_be_soonest.then_some(Look::Long(now))
+            }
+            Look::Long(since) => {
+                let time = now.saturating_sub(since);
+                let is_over = time >= LOOK_TIME || time >= SHORT_LOOK_TIME && !soonest_within(LOOK_FACTOR);
+                (!is_over).then_some(look)
+            }
+        };
+        if goes_on != Some(look) {
+            tracing::debug!(?look, ?goes_on, raw = self.raw.rate.bytes_per_s(), "compression");
+        }
+        goes_on
     }
 }
 
@@ -560,41 +599,62 @@ impl Overhead {
 #[derive(Debug, Default)]
 struct RawPath {
     rate: RateEstimate,
-    /// Where in the stream the stretch began that has only pages as they are, and where it ends so far.
-    stretch: Option<(u64, u64)>,
-    confirmed: u64,
-    /// Bytes that went so, in all, and when the last did.
-    bytes: u64,
+    stretch: Option<Stretch>,
+    /// What had arrived of the stream, and when.
+    confirmed: (Duration, u64),
+    /// When the last pages went so.
     last: Option<Duration>,
+}
+
+/// Where in the stream there are only pages as they are.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    began: Duration,
+    first: u64,
+    end: u64,
+    /// Others come after them.
+    is_closed: bool,
 }
 
 impl RawPath {
     fn sent(&mut self, began: Duration, now: Duration, from: u64, to: u64) {
-        let (first, _) = *self.stretch.get_or_insert((from, to));
-        self.stretch = Some((first, to));
-        self.bytes += to - from;
+        if let Some(before) = self.stretch
+            && before.is_closed
+        {
+            // Only what is confirmed counts of it.
+            self.rate.delivered(now, self.confirmed.1.min(before.end), true, Duration::ZERO);
+            self.stretch = None;
+        }
+        let stretch = self.stretch.get_or_insert(Stretch { began, first: from, end: to, is_closed: false });
+        stretch.end = to;
         self.last = Some(now);
-        if self.confirmed >= first {
-            self.rate.busy(began, self.confirmed);
+        if self.confirmed.1 >= stretch.first {
+            self.rate.busy(began, self.confirmed.1);
         }
     }
 
-    fn ends(&mut self, now: Duration) {
-        if let Some((_, end)) = self.stretch.take() {
-            // Only what is confirmed counts: the rest has company from now on.
-            self.rate.delivered(now, self.confirmed.min(end), true, Duration::ZERO);
+    fn ends(&mut self) {
+        if let Some(stretch) = &mut self.stretch {
+            stretch.is_closed = true;
         }
     }
 
     fn confirmed(&mut self, now: Duration, bytes: u64, round_trip: Duration) {
-        self.confirmed = self.confirmed.max(bytes);
-        if let Some((first, end)) = self.stretch
-            && bytes >= first
+        let (at, before) = self.confirmed;
+        self.confirmed = (now, bytes.max(before));
+        if let Some(stretch) = self.stretch
+            && bytes > stretch.first
         {
-            self.rate.busy(now, bytes);
+            if before < stretch.first {
+                self.rate.busy(at.max(stretch.began), stretch.first);
+            }
             // Reading pages and writing them to a socket is faster than the path, or the path is not what limits.
             self.rate.full();
-            self.rate.delivered(now, bytes, bytes >= end, round_trip);
+            let is_all = bytes >= stretch.end;
+            self.rate.delivered(now, bytes.min(stretch.end), is_all, round_trip);
+            if is_all && stretch.is_closed {
+                self.stretch = None;
+            }
         }
     }
 }
@@ -701,6 +761,9 @@ mod tests {
                 ..Costs::default()
             };
             chooser.encoded(ms(at * 5), plan.codec, plan.trial, &costs);
+            let (from, to) = (at * 58_500, (at + 1) * 58_500);
+            chooser.handed(ms(at * 5), &handed(ms(at * 5), Duration::ZERO, plan.codec == Codec::Raw, from, to));
+            chooser.confirmed(ms(at * 5 + 4), to, Duration::ZERO);
         }
         let others = codecs.iter().filter(|&&codec| codec != codecs[10]).count();
         assert!(others < 50, "{others} of {} with another codec than {:?}", codecs.len(), codecs[10]);
