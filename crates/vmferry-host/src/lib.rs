@@ -11,6 +11,7 @@
 mod attached;
 mod cancel;
 mod channel;
+mod clock;
 mod compress;
 pub mod control;
 mod direct_reads;

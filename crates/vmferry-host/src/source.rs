@@ -16,6 +16,7 @@ use vmferry_core::wire::{
 };
 
 use crate::cancel::Cancel;
+use crate::clock::processor_time;
 use crate::compress::{
     BATCH_PAGES, Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Handed, Path, Plan, is_zero,
 };
@@ -297,7 +298,7 @@ impl Driver<'_> {
                 Ok(None) => return,
                 Ok(Some((message, _))) => {
                     if let Message::Progress { bytes } = message {
-                        self.chooser.confirmed(now, bytes, self.source.round_trip().unwrap_or_default());
+                        self.chooser.confirmed(now, bytes);
                     }
                     self.source.handle_message(now, &message);
                 }
@@ -578,15 +579,14 @@ impl Driver<'_> {
         let driver = processor_time().saturating_sub(began_working + scanning);
         sent.busy = (now - starts).saturating_sub(self.waited() - waited);
         sent.working = driver + sent.encoding / self.encoders.workers();
-        // Zero pages are few bytes and some work for the target: where there are many, the bytes say nothing about the path.
+        // Zero pages are few bytes and some work on either side: where there are many, the bytes say little.
         let zero_pages: u64 = sent.zero.iter().map(|run| run.count).sum();
-        let all_raw = sent.raw_pages > zero_pages && sent.raw_pages == sent.content_pages();
+        let is_mostly_content = sent.content_pages() > zero_pages;
         let handed = Handed {
-            starts,
             began: sent.began.unwrap_or(now),
-            busy: sent.busy,
-            all_raw,
-            deltas: sent.delta.pages > 0,
+            busy: sent.busy.saturating_sub(scanning),
+            all_raw: is_mostly_content && sent.raw_pages == sent.content_pages(),
+            is_plain: is_mostly_content && sent.delta.pages == 0,
             content_bytes: sent.content_pages() * PAGE_BYTES,
             from_bytes: stream_bytes,
             to_bytes: stream_bytes + sent.bytes(),
@@ -816,12 +816,6 @@ fn count(encoding: Encoding, pages: Encoded, sent: &mut SentPages) {
     };
     to.pages += pages.pages;
     to.bytes += pages.bytes;
-}
-
-/// The processor time of this thread.
-fn processor_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
 }
 
 /// Digests of the pages of `run`, read through `buffer`, which holds at least one page.

@@ -2,13 +2,14 @@
 //! driver, and used again.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun};
 use vmferry_core::wire::{Encoding, MAX_PAGES_PER_FRAME, PageRuns, Pages, page_digest, stream_of};
 
 use super::codec::{Codec, PageEncoder};
 use super::is_zero;
+use crate::clock::processor_time;
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// Pages in a batch: enough for a compressor to see much of what repeats, few enough for several processors to have a share
@@ -33,15 +34,15 @@ pub(crate) struct Cost {
     pub(crate) content_bytes: u64,
     /// what they became,
     pub(crate) encoded_bytes: u64,
-    /// and how long that took.
+    /// and how much processor time that took.
     pub(crate) time: Duration,
 }
 
 impl Cost {
-    fn add(&mut self, content_bytes: usize, encoded_bytes: usize, began: Instant) {
+    fn add(&mut self, content_bytes: usize, encoded_bytes: usize, began: Duration) {
         self.content_bytes += content_bytes as u64;
         self.encoded_bytes += encoded_bytes as u64;
-        self.time += began.elapsed();
+        self.time += processor_time().saturating_sub(began);
     }
 }
 
@@ -54,7 +55,7 @@ pub(crate) struct Costs {
     pub(crate) trial: Cost,
     /// What deltas came to.
     pub(crate) delta: Cost,
-    /// All the time that the batch took.
+    /// All the processor time that the batch took.
     pub(crate) time: Duration,
 }
 
@@ -241,7 +242,7 @@ impl Batch {
     /// Decides for each stretch of neighbouring pages how it goes, and encodes what is to be encoded, as much as possible of
     /// it together.
     pub(crate) fn encode(&mut self, encoder: &mut PageEncoder) {
-        let began = Instant::now();
+        let began = processor_time();
         self.groups.resize_with(usize::from(self.streams), Default::default);
         let kinds: Vec<Kind> = (0..self.content.len() / PAGE).map(|page| self.kind(page)).collect();
         let mut at = 0;
@@ -255,7 +256,7 @@ impl Batch {
             self.encode_group(encoder, stream, true);
             self.encode_group(encoder, stream, false);
         }
-        self.costs.time = began.elapsed();
+        self.costs.time = processor_time().saturating_sub(began);
     }
 
     fn kind(&self, page: usize) -> Kind {
@@ -334,7 +335,7 @@ impl Batch {
         let mut best_bytes = most_worth_sending(content.len());
         for codec in tried {
             let start = self.out.len();
-            let began = Instant::now();
+            let began = processor_time();
             let Some(bytes) = encoder.encode(codec, content, &mut self.out) else { continue };
             let cost = if codec == self.codec { &mut self.costs.codec } else { &mut self.costs.trial };
             cost.add(content.len(), bytes, began);
@@ -355,7 +356,7 @@ impl Batch {
         let bases = pages.filter_map(|page| self.base_at[page]).map(|start| start..start + PAGE);
         let base = together(&self.bases, &mut self.gathered_bases, bases);
         let start = self.out.len();
-        let began = Instant::now();
+        let began = processor_time();
         let bytes = encoder.encode_delta(content, base, &mut self.out)?;
         self.costs.delta.add(content.len(), bytes, began);
         if bytes > most_worth_sending(content.len()) {

@@ -4,18 +4,18 @@
 //! are close: both fluctuate, from page to page and with what else the machine does, and then one waits for the other.
 //!
 //! ```text
-//!   time per byte of pages  =  ∛(encoding³ + sending³),   encoding = time of one processor / processors
-//!                                                         sending = share that is left / bandwidth
+//!   time per byte of pages  =  ∛(sender³ + path³),   sender = time of one processor for encoding / processors + all else
+//!                                                    path   = share that is left / bandwidth
 //! ```
+//!
+//! "All else" is how much longer the sender really takes: reading and writing, and waiting for processors that it shares with
+//! guests and, at times, with the target.
 //!
 //! The codec with the least is used, with a little in favour of fewer bytes. What it costs and leaves is measured all the time
 //! on this guest's pages. Now and then another one that might keep up is tried on some of the same pages, for at most a
 //! hundredth of the time: only on the same pages can two be compared, for a guest's memory is one thing here and another
 //! there. Where the figures of the codec in use change, it is for the content or for the machine, so those of the others change
 //! with them.
-//!
-//! Encoding also takes what sending takes: processors, on the target's host for decoding as well, and memory. So how long
-//! pages really take is measured too, and what that is beyond the above is added to the time of every codec.
 //!
 //! The bandwidth is that of pages as they are: where the encoders or the target are slower than the path, confirmations of
 //! encoded bytes would show the path narrower than it is, and encoding would justify itself. So now and then some pages go as
@@ -46,6 +46,8 @@ const TRIAL_SHARE: f64 = 0.01;
 const TRIAL_TIME_FIRST: Duration = Duration::from_millis(3);
 /// Another codec must be so much better to be used instead.
 const BETTER_FACTOR: f64 = 0.99;
+/// And so much, to let pages go as they are: what is known of that is less certain.
+const BETTER_FACTOR_RAW: f64 = 0.9;
 /// Bytes of pages after which earlier measurements of a codec count less than half.
 const MEMORY_BYTES: f64 = (2 << 20) as f64;
 /// The least weight of a new measurement.
@@ -54,7 +56,7 @@ const NEW_SHARE_MIN: f64 = 0.2;
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 /// so often from then on,
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-/// and so often where the encoders could fill a path [`IDLE_FACTOR`] times as wide.
+/// and so often where the sender could fill a path [`IDLE_FACTOR`] times as wide.
 const LOOK_INTERVAL_EASY: Duration = Duration::from_secs(10);
 /// At first so many bytes,
 const GLIMPSE_BYTES: u64 = 2 << 20;
@@ -68,18 +70,12 @@ const SHORT_LOOK_TIME: Duration = Duration::from_millis(20);
 const LOOK_FACTOR: f64 = 1.25;
 /// What a path is thought to carry before anything is known of it.
 const BANDWIDTH_FIRST_BYTES_PER_S: f64 = 300e6;
-/// Encoders that could fill a path so many times as wide do not make it look narrow.
+/// A sender that could fill a path so many times as wide does not make it look narrow.
 const IDLE_FACTOR: f64 = 2.0;
-/// Time that shows how long pages really take.
-const PACE_TIME: Duration = Duration::from_millis(50);
-/// A longer time between pages is a pause, and says nothing.
-const PACE_GAP: Duration = Duration::from_millis(50);
+/// Bytes of pages that show how long the sender takes.
+const SENDER_BYTES: u64 = 4 << 20;
 /// The weight of such a measurement.
-const PACE_WEIGHT: f64 = 0.5;
-/// Half of what encoding took beyond what it should is forgotten after so long without encoding.
-const OVERHEAD_HALF_LIFE: Duration = Duration::from_secs(5);
-/// Who waits for the path for a smaller share of the time is not limited by it.
-const BUSY_SHARE: f64 = 0.7;
+const SENDER_WEIGHT: f64 = 0.3;
 /// With one processor's encoding at most this share of the time that the path takes, it need not be shared out.
 const ONE_PROCESSOR_SHARE: f64 = 0.5;
 /// That long such a batch may take: the path is not kept filled for long.
@@ -147,16 +143,14 @@ pub(crate) struct Path {
 /// Pages that were handed over to the path.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Handed {
-    /// When reading them began.
-    pub(crate) starts: Duration,
     /// When the first byte left.
     pub(crate) began: Duration,
-    /// How long all that took, without waiting for the path.
+    /// How long the sender took, without waiting for the path and without scans.
     pub(crate) busy: Duration,
-    /// All of them went as they are.
+    /// All of them went as they are, and there were no more zero pages among them.
     pub(crate) all_raw: bool,
-    /// Some of them went as deltas.
-    pub(crate) deltas: bool,
+    /// Neither went any of them as deltas, nor were there as many zero pages: then they show what the sender takes.
+    pub(crate) is_plain: bool,
     /// Bytes of those that are not zero.
     pub(crate) content_bytes: u64,
     /// Bytes of the stream before,
@@ -261,7 +255,9 @@ pub(crate) struct Chooser {
     look: Option<Look>,
     /// When that was over the last time.
     looked: Option<Duration>,
-    overhead: Overhead,
+    /// What the sender takes beside encoding: where pages are encoded, and where not.
+    beside: Sender,
+    straight: Sender,
 }
 
 impl Chooser {
@@ -281,7 +277,8 @@ impl Chooser {
             raw: RawPath::default(),
             look: None,
             looked: None,
-            overhead: Overhead::default(),
+            beside: Sender::default(),
+            straight: Sender::default(),
         }
     }
 
@@ -292,7 +289,6 @@ impl Chooser {
         let cap = path.cap_bytes_per_s.map_or(f64::MAX, |cap| cap as f64);
         let capped = |rate: Option<f64>| rate.or(path.cap_bytes_per_s.map(|cap| cap as f64)).map(|rate| rate.min(cap));
         let stream = capped(path.bandwidth_bytes_per_s);
-        self.overhead.age(now);
         let before = self.look;
         self.look = before.and_then(|look| self.next_look(now, look, path.is_paused));
         if before.is_some() && self.look.is_none() {
@@ -304,8 +300,10 @@ impl Chooser {
         let looked_long =
             matches!(before, Some(Look::Long(since)) if now.saturating_sub(since) >= LOOK_TIME && self.look.is_none());
         // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
-        let limited_by_path = self.overhead.busy_share.is_none_or(|share| share < BUSY_SHARE)
-            && self.is_easy(stream, self.parallel, 1.0 / IDLE_FACTOR);
+        let limited_by_path = self.current != Codec::Raw
+            && stream.is_some_and(|stream| {
+                self.sender_time(self.current) * IDLE_FACTOR <= self.path_time(self.current, Some(stream))
+            });
         // The stream's also takes in what went before.
         let settled = now.saturating_sub(self.since) >= SETTLING_TIME;
         let is_stream = if self.current == Codec::Raw { settled } else { limited_by_path && !looked_long };
@@ -315,8 +313,9 @@ impl Chooser {
         let codecs = self.compress.codecs().iter().copied().filter(agreed);
         let best = codecs.clone().min_by(|&a, &b| self.time(a, bandwidth).total_cmp(&self.time(b, bandwidth)));
         let Some(best) = best else { return straight };
+        let better = if best == Codec::Raw { BETTER_FACTOR_RAW } else { BETTER_FACTOR };
         let current_stays = codecs.clone().any(|codec| codec == self.current)
-            && self.time(best, bandwidth) > self.time(self.current, bandwidth) * BETTER_FACTOR;
+            && self.time(best, bandwidth) > self.time(self.current, bandwidth) * better;
         if !current_stays && best != self.current {
             tracing::debug!(from = ?self.current, to = ?best, bandwidth, "compression");
             (self.current, self.in_use, self.since) = (best, 0, now);
@@ -330,7 +329,11 @@ impl Chooser {
             && (self.compress != Compress::Auto || self.delta_pays(bandwidth));
         let trial = if path.is_paused { None } else { self.trial(now, codecs, bandwidth) };
         // The last ones are waited for: each processor has its part.
-        let is_shared_out = path.is_paused || !self.is_easy(bandwidth, 1.0, ONE_PROCESSOR_SHARE);
+        let one_processor = self.estimate_of(self.current).map_or(0.0, |estimate| estimate.ns_per_byte);
+        let is_easy = bandwidth.is_some()
+            && self.current != Codec::Raw
+            && one_processor <= ONE_PROCESSOR_SHARE * self.path_time(self.current, bandwidth);
+        let is_shared_out = path.is_paused || !is_easy;
         let batch_pages = if is_shared_out { BATCH_PAGES } else { self.one_processor_pages() };
         Plan { codec: self.current, expected_share: self.share(self.current), deltas, batch_pages, trial }
     }
@@ -405,45 +408,37 @@ impl Chooser {
                 self.raw.ends();
             }
         }
-        if handed.all_raw || self.current == Codec::Raw {
-            self.overhead.pause();
-        } else if let Some(ns_per_byte) = self.overhead.pace(now, handed) {
-            let beyond = ns_per_byte - self.time_without_overhead(self.current, self.bandwidth);
-            tracing::trace!(
-                ns_per_byte,
-                beyond,
-                busy_share = self.overhead.busy_share,
-                bandwidth = self.bandwidth,
-                raw = self.raw.rate.bytes_per_s(),
-                "pace"
-            );
-            self.overhead.measured(now, beyond.max(0.0));
+        let is_encoded = self.current != Codec::Raw && self.look.is_none_or(|look| look == Look::Waiting);
+        let encoding = if is_encoded { self.encoding_time(self.current) } else { 0.0 };
+        let sender = if is_encoded { &mut self.beside } else { &mut self.straight };
+        if handed.is_plain && sender.measure(handed, encoding) {
+            let (beside, straight) = (self.beside.ns_per_byte, self.straight.ns_per_byte);
+            tracing::trace!(beside, straight, encoding, raw = self.raw.rate.bytes_per_s(), "compression");
         }
     }
 
     /// So many bytes of the stream have arrived.
-    pub(crate) fn confirmed(&mut self, now: Duration, bytes: u64, round_trip: Duration) {
-        self.raw.confirmed(now, bytes, round_trip);
+    pub(crate) fn confirmed(&mut self, now: Duration, bytes: u64) {
+        self.raw.confirmed(now, bytes);
     }
 
     /// What counts against a codec: ns for a byte of pages, and a little for the bytes that it leaves.
     fn time(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
-        let time = self.time_without_overhead(codec, bandwidth);
-        match self.estimate_of(codec) {
-            None => time,
-            Some(estimate) => (time + self.overhead.ns_per_byte) * estimate.share.powf(BYTES_WEIGHT),
-        }
+        let (sender, path) = (self.sender_time(codec), self.path_time(codec, bandwidth));
+        (sender.powi(3) + path.powi(3)).cbrt() * self.share(codec).powf(BYTES_WEIGHT)
     }
 
-    fn time_without_overhead(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
-        let sending = |share: f64| share * 1e9 / bandwidth.unwrap_or(BANDWIDTH_FIRST_BYTES_PER_S);
-        match self.estimate_of(codec) {
-            None => sending(1.0),
-            Some(estimate) => {
-                let (encoding, sending) = (estimate.ns_per_byte / self.parallel, sending(estimate.share));
-                (encoding.powi(3) + sending.powi(3)).cbrt()
-            }
-        }
+    fn encoding_time(&self, codec: Codec) -> f64 {
+        self.estimate_of(codec).map_or(0.0, |estimate| estimate.ns_per_byte / self.parallel)
+    }
+
+    fn sender_time(&self, codec: Codec) -> f64 {
+        let beside = if codec == Codec::Raw { &self.straight } else { &self.beside };
+        self.encoding_time(codec) + beside.ns_per_byte
+    }
+
+    fn path_time(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
+        self.share(codec) * 1e9 / bandwidth.unwrap_or(BANDWIDTH_FIRST_BYTES_PER_S)
     }
 
     fn delta_pays(&self, bandwidth: Option<f64>) -> bool {
@@ -457,12 +452,6 @@ impl Chooser {
 
     fn estimate_of(&self, codec: Codec) -> Option<&Estimate> {
         index(codec).map(|at| &self.codecs[at])
-    }
-
-    /// Whether encoding on so many processors takes at most this share of the time that the path takes for what is left.
-    fn is_easy(&self, bandwidth: Option<f64>, processors: f64, share: f64) -> bool {
-        let (Some(estimate), Some(bandwidth)) = (self.estimate_of(self.current), bandwidth) else { return false };
-        estimate.ns_per_byte / processors <= share * estimate.share * 1e9 / bandwidth
     }
 
     /// So many pages are a batch for one processor while nothing else is sent.
@@ -537,61 +526,29 @@ fn index(codec: Codec) -> Option<usize> {
     Codec::ENCODING.iter().position(|&other| other == codec)
 }
 
-/// What encoded pages take beyond what encoding and sending should.
+/// What the sender takes for a byte of pages beside encoding.
 #[derive(Debug, Default)]
-struct Overhead {
+struct Sender {
     ns_per_byte: f64,
-    measured: Option<Duration>,
-    /// The share of the time in which the path was not waited for.
-    busy_share: Option<f64>,
+    is_measured: bool,
     /// What has been handed over since that was measured.
-    time: Duration,
     busy: Duration,
-    content_bytes: u64,
-    /// When the latest of it had been.
-    until: Option<Duration>,
+    bytes: u64,
 }
 
-impl Overhead {
-    /// ns that a byte of pages took, once enough were handed over.
-    fn pace(&mut self, now: Duration, handed: &Handed) -> Option<f64> {
-        if handed.deltas || handed.content_bytes == 0 {
-            self.pause();
-            return None;
-        }
-        let since =
-            self.until.filter(|&until| handed.starts.saturating_sub(until) <= PACE_GAP).unwrap_or(handed.starts);
-        self.until = Some(now);
-        self.time += now.saturating_sub(since);
+impl Sender {
+    /// Takes in pages of which each byte takes so long to be encoded. Whether it was measured anew.
+    fn measure(&mut self, handed: &Handed, encoding_ns: f64) -> bool {
         self.busy += handed.busy;
-        self.content_bytes += handed.content_bytes;
-        if self.time < PACE_TIME {
-            return None;
+        self.bytes += handed.content_bytes;
+        if self.bytes < SENDER_BYTES {
+            return false;
         }
-        let ns_per_byte = self.time.as_nanos() as f64 / self.content_bytes as f64;
-        self.busy_share = Some(self.busy.as_secs_f64() / self.time.as_secs_f64());
-        (self.time, self.busy, self.content_bytes) = (Duration::ZERO, Duration::ZERO, 0);
-        Some(ns_per_byte)
-    }
-
-    /// Something else comes in between.
-    fn pause(&mut self) {
-        (self.time, self.busy, self.content_bytes, self.until) = (Duration::ZERO, Duration::ZERO, 0, None);
-    }
-
-    fn measured(&mut self, now: Duration, ns_per_byte: f64) {
-        let weight = if self.measured.is_some() { PACE_WEIGHT } else { 1.0 };
-        self.ns_per_byte += weight * (ns_per_byte - self.ns_per_byte);
-        self.measured = Some(now);
-    }
-
-    /// What it was long ago, it need not be any more.
-    fn age(&mut self, now: Duration) {
-        if let Some(measured) = self.measured {
-            let time = now.saturating_sub(measured);
-            self.ns_per_byte *= 0.5_f64.powf(time.as_secs_f64() / OVERHEAD_HALF_LIFE.as_secs_f64());
-            self.measured = Some(now);
-        }
+        let beside = (self.busy.as_nanos() as f64 / self.bytes as f64 - encoding_ns).max(0.0);
+        let weight = if self.is_measured { SENDER_WEIGHT } else { 1.0 };
+        self.ns_per_byte += weight * (beside - self.ns_per_byte);
+        (self.is_measured, self.busy, self.bytes) = (true, Duration::ZERO, 0);
+        true
     }
 }
 
@@ -639,7 +596,7 @@ impl RawPath {
         }
     }
 
-    fn confirmed(&mut self, now: Duration, bytes: u64, round_trip: Duration) {
+    fn confirmed(&mut self, now: Duration, bytes: u64) {
         let (at, before) = self.confirmed;
         self.confirmed = (now, bytes.max(before));
         if let Some(stretch) = self.stretch
@@ -651,7 +608,8 @@ impl RawPath {
             // Reading pages and writing them to a socket is faster than the path, or the path is not what limits.
             self.rate.full();
             let is_all = bytes >= stretch.end;
-            self.rate.delivered(now, bytes.min(stretch.end), is_all, round_trip);
+            // The bytes before them were under way all along, and no round trip was waited for.
+            self.rate.delivered(now, bytes.min(stretch.end), is_all, Duration::ZERO);
             if is_all && stretch.is_closed {
                 self.stretch = None;
             }
@@ -684,9 +642,9 @@ mod tests {
     }
 
     /// Pages of which half is left when they are encoded.
-    fn handed(starts: Duration, busy: Duration, all_raw: bool, from_bytes: u64, to_bytes: u64) -> Handed {
+    fn handed(began: Duration, busy: Duration, all_raw: bool, from_bytes: u64, to_bytes: u64) -> Handed {
         let content_bytes = (to_bytes - from_bytes) * if all_raw { 1 } else { 2 };
-        Handed { starts, began: starts, busy, all_raw, deltas: false, content_bytes, from_bytes, to_bytes }
+        Handed { began, busy, all_raw, is_plain: true, content_bytes, from_bytes, to_bytes }
     }
 
     #[test]
@@ -733,7 +691,7 @@ mod tests {
         assert_ne!(chooser.plan(ms(0), &path(100e6)).codec, Codec::Raw);
         // Content of which nothing is saved.
         for codec in Codec::ENCODING {
-            (0..10).for_each(|_| chooser.encoded(ms(1), codec, None, &costs(1 << 20, 1.05, 1.0)));
+            (0..10).for_each(|_| chooser.encoded(ms(1), codec, None, &costs(1 << 20, 1.05, 6.0)));
         }
         assert_eq!(chooser.plan(ms(1), &path(100e6)).codec, Codec::Raw);
         // And then of which LZ4 leaves a tenth.
@@ -763,7 +721,7 @@ mod tests {
             chooser.encoded(ms(at * 5), plan.codec, plan.trial, &costs);
             let (from, to) = (at * 58_500, (at + 1) * 58_500);
             chooser.handed(ms(at * 5), &handed(ms(at * 5), Duration::ZERO, plan.codec == Codec::Raw, from, to));
-            chooser.confirmed(ms(at * 5 + 4), to, Duration::ZERO);
+            chooser.confirmed(ms(at * 5 + 4), to);
         }
         let others = codecs.iter().filter(|&&codec| codec != codecs[10]).count();
         assert!(others < 50, "{others} of {} with another codec than {:?}", codecs.len(), codecs[10]);
@@ -808,7 +766,7 @@ mod tests {
             let bytes = 1 << 20;
             chooser.plan(ms(2 * at), &wide);
             chooser.handed(ms(2 * at + 1), &handed(ms(2 * at), ms(1), true, at * bytes, (at + 1) * bytes));
-            chooser.confirmed(ms(2 * at + 2), (at + 1) * bytes, Duration::ZERO);
+            chooser.confirmed(ms(2 * at + 2), (at + 1) * bytes);
         }
         let begins_with = chooser.plan(ms(10), &path(500e6)).codec;
         assert!(begins_with == Codec::Raw || begins_with == Codec::Lz4, "{begins_with:?}");
@@ -837,7 +795,7 @@ mod tests {
             raw += u64::from(is_raw);
             chooser.handed(ms(at), &handed(ms(at), Duration::ZERO, is_raw, stream, stream + 11_700));
             stream += 11_700;
-            chooser.confirmed(ms(at), stream.saturating_sub(100 * 11_700), ms(1));
+            chooser.confirmed(ms(at), stream.saturating_sub(100 * 11_700));
         }
         assert!((20..400).contains(&raw), "{raw} ms");
     }
@@ -890,7 +848,7 @@ mod tests {
             }
             stream += bytes;
             now += time / 2;
-            chooser.confirmed(now, stream, Duration::ZERO);
+            chooser.confirmed(now, stream);
         }
         assert!(raw_sent > 0);
         assert_eq!(codecs.last(), Some(&Codec::Raw));
@@ -919,7 +877,7 @@ mod tests {
             }
             chooser.handed(now, &handed(starts, time, is_raw, stream, stream + bytes));
             stream += bytes;
-            chooser.confirmed(now, stream, Duration::ZERO);
+            chooser.confirmed(now, stream);
         }
         assert!(raw > 1500, "{raw} ms of 1700");
     }
