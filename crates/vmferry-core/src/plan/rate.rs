@@ -1,10 +1,10 @@
 //! The bandwidth that the path really carries, from what the target confirms.
 //!
-//! Only stretches count in which bytes were under way all along, each without its round trip: a pause of the sender says
-//! nothing about the path, and a sender that waits for each confirmation would measure distance instead of width. Whether
-//! the path was full is another question. A sender that is busy reading and encoding leaves gaps; what arrived meanwhile
-//! shows that the path carries at least so much, and not that it carries no more. So a stretch in which it never was full
-//! can only raise the estimate, as samples do that BBR calls application-limited (Cardwell et al., BBR: Congestion-Based
+//! Only stretches count in which bytes were under way all along, each without the round trip that it begins with: a pause of
+//! the sender says nothing about the path, and a sender that waits for each confirmation would measure distance instead of
+//! width. Whether the path was full is another question. A sender that is busy reading and encoding leaves gaps; what arrived
+//! meanwhile shows that the path carries at least so much, and not that it carries no more. So a stretch in which it never was
+//! full can only raise the estimate, as samples do that BBR calls application-limited (Cardwell et al., BBR: Congestion-Based
 //! Congestion Control, 2016); and it counts no more once the path was full, since a short burst that a shaper lets through
 //! is faster than all that follow it.
 
@@ -44,6 +44,8 @@ struct Stretch {
     delivered: u64,
     /// As much was under way as may be, at some time.
     is_full: bool,
+    /// Nothing was under way before: the first confirmation took a round trip.
+    from_idle: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -82,7 +84,7 @@ impl RateEstimate {
 
     /// Bytes begin to be under way, `delivered` having arrived so far.
     pub fn busy(&mut self, now: Duration, delivered: u64) {
-        self.busy.get_or_insert(Stretch { since: now, delivered, is_full: false });
+        self.busy.get_or_insert(Stretch { since: now, delivered, is_full: false, from_idle: true });
     }
 
     /// As much is under way as may be: it is the path that is waited for.
@@ -94,15 +96,16 @@ impl RateEstimate {
 
     /// `delivered` bytes have arrived by `now`; `idle` says that nothing is under way any more.
     pub fn delivered(&mut self, now: Duration, delivered: u64, idle: bool, round_trip: Duration) {
-        let Some(Stretch { since, delivered: before, is_full }) = self.busy else { return };
+        let Some(Stretch { since, delivered: before, is_full, from_idle }) = self.busy else { return };
         let waiting = if is_full { &mut self.full } else { &mut self.open };
         let (time, bytes) = (now.saturating_sub(since), delivered.saturating_sub(before));
         if !(idle || waiting.is_ripe(time, bytes)) {
             return;
         }
-        waiting.time += time.saturating_sub(round_trip).max(time / STRETCH_SHARE_MIN);
+        let first = if from_idle { round_trip } else { Duration::ZERO };
+        waiting.time += time.saturating_sub(first).max(time / STRETCH_SHARE_MIN);
         waiting.bytes += bytes;
-        self.busy = (!idle).then_some(Stretch { since: now, delivered, is_full: false });
+        self.busy = (!idle).then_some(Stretch { since: now, delivered, is_full: false, from_idle: false });
         if !waiting.is_ripe(Duration::ZERO, 0) {
             return;
         }
@@ -140,6 +143,19 @@ mod tests {
                 delivered += 100_000;
                 rate.delivered(ms(start + step), delivered, step == 100, Duration::ZERO);
             }
+        }
+        let measured = rate.bytes_per_s().unwrap();
+        assert!((measured / 100e6 - 1.0).abs() < 0.02, "{measured}");
+    }
+
+    /// Bytes are under way all along: the round trip passes once.
+    #[test]
+    fn a_round_trip_counts_where_a_stretch_begins() {
+        let mut rate = RateEstimate::new();
+        rate.busy(ms(0), 0);
+        for step in 1..=500 {
+            rate.full();
+            rate.delivered(ms(5 + step), step * 100_000, step == 500, ms(5));
         }
         let measured = rate.bytes_per_s().unwrap();
         assert!((measured / 100e6 - 1.0).abs() < 0.02, "{measured}");
