@@ -13,6 +13,7 @@ mod mode;
 mod moving;
 mod network;
 mod page;
+mod pictures;
 mod probe;
 mod processor;
 mod results;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
+use lcbst_figures::picture;
 use lcbst_figures::table::Table;
 
 use crate::guests::{GUESTS, Guest, MEMORY_MIN_BYTES, Program, QUICK_GUESTS};
@@ -273,6 +275,10 @@ fn write(out: &Path, tables: &Path, runs: &[Run]) -> Result<()> {
     let runs: Vec<Run> = table.rows().map(Run::from_row).collect::<Result<_>>()?;
     let cells = results::cells(&runs);
     results::table(&cells).write(&tables.join("cells.csv"))?;
+    picture::load_font()?;
+    for (name, figure) in pictures::all(&cells) {
+        figure.write(&tables.join(format!("{name}.svg")), &tables.join(format!("{name}.png")))?;
+    }
     let path = out.join("COMPARE.md");
     fs::write(&path, page::page(&cells, &runs)).with_context(|| format!("cannot write {}", path.display()))
 }

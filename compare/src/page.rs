@@ -7,6 +7,7 @@ use lcbst_figures::spread::Spread;
 use crate::guests::Guest;
 use crate::mode::Mode;
 use crate::network::Link;
+use crate::pictures;
 use crate::results::{Cell, Measure, Summary};
 use crate::run::Run;
 
@@ -21,6 +22,10 @@ pub(crate) fn page(cells: &[Cell<'_>], runs: &[Run]) -> String {
             let here: Vec<&Cell<'_>> = cells.iter().filter(|cell| cell.qemu == qemu && cell.link == link).collect();
             if !here.is_empty() {
                 let _ = writeln!(text, "\n## QEMU {qemu}, {link}");
+                if here.iter().any(|cell| cell.modes.iter().any(|summary| summary.completed() > 0)) {
+                    let picture = pictures::file_name(qemu, link);
+                    let _ = writeln!(text, "\n![Time, bytes, gap and processor time by mode](compare/{picture}.png)");
+                }
                 for cell in here {
                     details(&mut text, cell);
                 }

@@ -117,7 +117,7 @@ struct Axis {
     ends: Range<f64>,
     scale: Scale,
     ticks: Vec<f64>,
-    label: fn(f64) -> String,
+    label: Box<dyn Fn(f64) -> String>,
 }
 
 impl Ranged for Axis {
@@ -164,12 +164,21 @@ pub struct Panel {
 }
 
 /// Which values of the horizontal axis are labelled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ticks {
     /// 10⁰, 10¹ and so on.
     PowersOfTen,
     /// Those at which there are points.
     AtPoints,
+    /// These, which are no numbers: the first at 1, the next at 2, 4, 8 …, all as far from each other on this axis.
+    Named(Vec<String>),
+}
+
+impl Ticks {
+    /// Where a name stands, or something so many places beside it.
+    pub fn place(name: usize, beside: f64) -> f64 {
+        (name as f64 + beside).exp2()
+    }
 }
 
 /// A picture of several panels, row by row.
@@ -324,21 +333,28 @@ impl Panel {
                 (least(&mut points().map(|point| point.low)) / 1.3, most(&mut points().map(|point| point.high)) * 1.3)
             }
         };
-        let (ticks, label): (Vec<f64>, fn(f64) -> String) = match self.x_ticks {
+        let (mut x_ends, y_ticks) = (x_low..x_high, self.y_scale.ticks(y_low, y_high));
+        let (ticks, label): (Vec<f64>, Box<dyn Fn(f64) -> String>) = match &self.x_ticks {
             Ticks::PowersOfTen => {
                 let powers = (0..=9).map(|decade| 10_f64.powi(decade)).filter(|tick| (x_low..=x_high).contains(tick));
-                (powers.collect(), |value| power_of_ten(value.log10().round() as usize))
+                (powers.collect(), Box::new(|value| power_of_ten(value.log10().round() as usize)))
             }
             Ticks::AtPoints => {
                 let mut places: Vec<f64> = points().map(|point| point.x).collect();
                 places.sort_by(f64::total_cmp);
                 places.dedup();
-                (places, plain)
+                (places, Box::new(plain))
+            }
+            Ticks::Named(names) => {
+                x_ends = Ticks::place(0, -0.5)..Ticks::place(names.len(), -0.5);
+                let places = (0..names.len()).map(|name| Ticks::place(name, 0.0)).collect();
+                let names = names.clone();
+                let name = move |value: f64| names.get(value.log2().round() as usize).cloned().unwrap_or_default();
+                (places, Box::new(name))
             }
         };
-        let x_axis = Axis { ends: x_low..x_high, scale: Scale::Logarithmic, ticks, label };
-        let y_axis =
-            Axis { ends: y_low..y_high, scale: self.y_scale, ticks: self.y_scale.ticks(y_low, y_high), label: plain };
+        let x_axis = Axis { ends: x_ends, scale: Scale::Logarithmic, ticks, label };
+        let y_axis = Axis { ends: y_low..y_high, scale: self.y_scale, ticks: y_ticks, label: Box::new(plain) };
 
         let mut chart = ChartBuilder::on(area)
             .margin(MARGIN * scale)
@@ -361,6 +377,12 @@ impl Panel {
 
         for series in &self.series {
             let look = looks(&series.name);
+            if look.is_apart {
+                let bars = series.points.iter().map(|point| vec![(point.x, point.low), (point.x, point.high)]);
+                let style = look.colour.mix(0.5).stroke_width(4 * scale as u32);
+                chart.draw_series(bars.map(|bar| PathElement::new(bar, style)))?;
+                continue;
+            }
             let upper = series.points.iter().map(|point| (point.x, point.high));
             let lower = series.points.iter().rev().map(|point| (point.x, point.low));
             let band: Vec<(f64, f64)> = upper.chain(lower).collect();
@@ -370,7 +392,9 @@ impl Panel {
             let look = looks(&series.name);
             let line: Vec<(f64, f64)> = series.points.iter().map(|point| (point.x, point.middle)).collect();
             let style = look.colour.stroke_width(2 * scale as u32);
-            if look.is_dashed {
+            if look.is_apart {
+                // What is between the points is nothing.
+            } else if look.is_dashed {
                 let dash = 7 * scale;
                 chart.draw_series(DashedLineSeries::new(line.iter().copied(), dash, dash, style))?;
             } else {
@@ -398,16 +422,23 @@ pub struct Look {
     colour: RGBColor,
     marker: Marker,
     is_dashed: bool,
+    is_apart: bool,
 }
 
 impl Look {
     /// A line of this colour with such markers.
     pub const fn line(colour: Colour, marker: Marker) -> Self {
-        Self { colour: colour.rgb(), marker, is_dashed: false }
+        Self { colour: colour.rgb(), marker, is_dashed: false, is_apart: false }
+    }
+
+    /// Such markers, each with a bar from end to end of its band, and no line between them.
+    pub const fn marks(colour: Colour, marker: Marker) -> Self {
+        Self { is_apart: true, ..Self::line(colour, marker) }
     }
 
     /// Black, dashed, without markers: for what is no measurement.
-    pub const REFERENCE: Self = Self { colour: RGBColor(0x20, 0x20, 0x20), marker: Marker::None, is_dashed: true };
+    pub const REFERENCE: Self =
+        Self { colour: RGBColor(0x20, 0x20, 0x20), marker: Marker::None, is_dashed: true, is_apart: false };
 
     /// A line from one end to the other, in pieces if it is dashed.
     fn pieces(&self, ends: &[(f64, f64); 2], scale: i32) -> Vec<Vec<(f64, f64)>> {

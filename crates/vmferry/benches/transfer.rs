@@ -1,9 +1,10 @@
-//! One stream of the engine over loopback: against a plain TCP copy of the same bytes, and against itself with and without
-//! compression; the sides in turn.
+//! The engine over loopback: against a plain TCP copy of the same bytes by as many connections, and against itself with and
+//! without compression; the sides in turn.
 //!
 //! Without a cap the engine moves an idle embedded guest whose memory does not compress: it finds written pages, reads, checks for
 //! zero, sums, sends, sums again and writes into the target's RAM. The plain copy sends the same number of bytes from
-//! one buffer into another that was never touched before, as the target's RAM was not.
+//! one buffer into another that was never touched before, as the target's RAM was not; each connection has a thread at
+//! both ends and its part of the bytes.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -13,12 +14,12 @@ use vmferry_core::engine::{OutcomeKind, Report};
 use vmferry_core::predict::PredictorSpec;
 use vmferry_guest::{Parameters, Pattern};
 use vmferry_host::{
-    Cancel, Compress, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, MigrateOptions, migrate, pages_in,
-    receive,
+    Cancel, Compress, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, MigrateOptions, default_streams,
+    migrate, pages_in, receive,
 };
 
-const MEMORY_BYTES: u64 = 1 << 30;
-const ROUNDS: usize = 7;
+const MEMORY_BYTES: u64 = 4 << 30;
+const ROUNDS: usize = 5;
 /// Caps in bytes per second, and how much memory is moved under them: some seconds of it.
 const CAPS: [(&str, Option<u64>, u64); 3] =
     [("1 Gbit/s", Some(125_000_000), 256 << 20), ("100 Mbit/s", Some(12_500_000), 64 << 20), ("no cap", None, 1 << 30)];
@@ -57,12 +58,13 @@ fn main() {
 
 fn against_plain() {
     let mut ratios = Vec::new();
-    println!("transfer of an idle guest of {} MiB, one stream, unshaped loopback", MEMORY_BYTES >> 20);
+    let streams = usize::from(default_streams());
+    println!("transfer of an idle guest of {} MiB, {streams} connections, unshaped loopback", MEMORY_BYTES >> 20);
     // Memory that the machine's own host has never backed is slow once, for whoever comes first.
-    plain(engine().0);
+    plain(engine().0, streams);
     for round in 1..=ROUNDS {
         let (bytes, engine) = engine();
-        let plain = plain(bytes);
+        let plain = plain(bytes, streams);
         let rate = |time: Duration| bytes as f64 / 1e9 / time.as_secs_f64();
         let ratio = rate(engine) / rate(plain);
         println!(
@@ -112,28 +114,26 @@ fn migration(memory_bytes: u64, incompressible_percent: u8, options: &MigrateOpt
 }
 
 /// How long a plain copy of so many bytes takes.
-fn plain(bytes: u64) -> Duration {
+fn plain(bytes: u64, streams: usize) -> Duration {
     let bytes = bytes as usize;
+    let part = bytes.div_ceil(streams);
     let from = vec![0x5A_u8; bytes];
+    // Zeroed by the allocator from fresh pages, which nobody has touched.
+    let mut to = vec![0_u8; bytes];
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
-    let mut stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("loopback");
-    stream.set_nodelay(true).expect("an option");
+    let connections: Vec<(TcpStream, TcpStream)> = (0..streams)
+        .map(|_| {
+            let stream = TcpStream::connect(listener.local_addr().expect("an address")).expect("loopback");
+            stream.set_nodelay(true).expect("an option");
+            (stream, listener.accept().expect("loopback").0)
+        })
+        .collect();
+    let start = Instant::now();
     std::thread::scope(|scope| {
-        let receiver = scope.spawn(move || {
-            let mut stream = listener.accept().expect("loopback").0;
-            // Zeroed by the allocator from fresh pages, which nobody has touched.
-            let mut to = vec![0_u8; bytes];
-            let mut filled = 0;
-            while filled < bytes {
-                let end = bytes.min(filled + (1 << 20));
-                filled += stream.read(&mut to[filled..end]).expect("loopback");
-            }
-            Instant::now()
-        });
-        let start = Instant::now();
-        for chunk in from.chunks(1 << 20) {
-            stream.write_all(chunk).expect("loopback");
+        for ((from, to), (mut sender, mut receiver)) in from.chunks(part).zip(to.chunks_mut(part)).zip(connections) {
+            scope.spawn(move || to.chunks_mut(1 << 20).for_each(|to| receiver.read_exact(to).expect("loopback")));
+            scope.spawn(move || from.chunks(1 << 20).for_each(|from| sender.write_all(from).expect("loopback")));
         }
-        receiver.join().expect("the receiver") - start
-    })
+    });
+    start.elapsed()
 }
