@@ -43,12 +43,14 @@ fn picture(qemu: &str, link: Link, cells: &[&Cell<'_>]) -> Option<Figure> {
 
 fn panel(measure: Measure, cells: &[&Cell<'_>]) -> Option<Panel> {
     let mut series = Vec::new();
-    for mode in Mode::ALL {
+    let modes: Vec<Mode> =
+        Mode::ALL.into_iter().filter(|&mode| cells.iter().any(|cell| cell.mode(mode).is_some())).collect();
+    for (index, &mode) in modes.iter().enumerate() {
         for (place, cell) in cells.iter().enumerate() {
             let Some(spread) = cell.mode(mode).and_then(|summary| summary.spread(measure)) else { continue };
-            let step = MODE_STEP * (mode as usize as f64 - (Mode::ALL.len() - 1) as f64 / 2.0);
+            let beside = MODE_STEP * (index as f64 - (modes.len() - 1) as f64 / 2.0);
             let (low, middle, high) = (spread.minimum, spread.median, spread.maximum);
-            Series::add(&mut series, mode.name(), Point { x: Ticks::place(place, step), low, middle, high });
+            Series::add(&mut series, mode.name(), Point { x: Ticks::place(place, beside), low, middle, high });
         }
     }
     (!series.is_empty()).then(|| Panel {
