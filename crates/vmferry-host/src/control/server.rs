@@ -185,6 +185,10 @@ impl Serving {
             self.tell_watches();
             self.clients.retain(|peer| !peer.is_gone);
         }
+        // A command may be what ended it: its answer came just before.
+        for (ticket, result) in self.controls.take_answers() {
+            self.answered(ticket, result);
+        }
         for peer in &mut self.clients {
             if peer.watch.is_some() && peer.output.is_empty() {
                 peer.say(&Answer::event(Event::End, self.controls.status()));
@@ -623,6 +627,20 @@ mod tests {
         say(&mut client, b"{\"request\":\"cancel\"}\n");
         assert_eq!(kind(&hear(&mut client)), Some(RefusalKind::NothingRuns), "it has ended");
         assert!(!bench.cancel.is_cancelled());
+    }
+
+    #[test]
+    fn the_answer_to_the_command_that_ends_the_process_arrives() {
+        for _ in 0..200 {
+            let mut bench = Bench::new(Role::Source);
+            let mut client = bench.connect();
+            bench.server().controls().begin();
+            say(&mut client, b"{\"request\":\"cancel\"}\n");
+            assert_eq!(bench.drive(vec![Ok(())]), [Command::Cancel]);
+            bench.server().controls().end(Some("cancelled"));
+            bench.server = None;
+            assert!(hear(&mut client).ok);
+        }
     }
 
     #[test]
