@@ -392,12 +392,10 @@ impl Panel {
             let look = looks(&series.name);
             let line: Vec<(f64, f64)> = series.points.iter().map(|point| (point.x, point.middle)).collect();
             let style = look.colour.stroke_width(2 * scale as u32);
-            if look.is_apart {
-                // What is between the points is nothing.
-            } else if look.is_dashed {
+            if look.is_dashed {
                 let dash = 7 * scale;
                 chart.draw_series(DashedLineSeries::new(line.iter().copied(), dash, dash, style))?;
-            } else {
+            } else if !look.is_apart {
                 chart.draw_series([PathElement::new(line.clone(), style)])?;
             }
             let marker = look.marker.outline(scale);

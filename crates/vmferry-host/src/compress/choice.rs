@@ -329,10 +329,10 @@ impl Chooser {
             && (self.compress != Compress::Auto || self.delta_pays(bandwidth));
         let trial = if path.is_paused { None } else { self.trial(now, codecs, bandwidth) };
         // The last ones are waited for: each processor has its part.
-        let one_processor = self.estimate_of(self.current).map_or(0.0, |estimate| estimate.ns_per_byte);
         let is_easy = bandwidth.is_some()
-            && self.current != Codec::Raw
-            && one_processor <= ONE_PROCESSOR_SHARE * self.path_time(self.current, bandwidth);
+            && self.estimate_of(self.current).is_some_and(|estimate| {
+                estimate.ns_per_byte <= ONE_PROCESSOR_SHARE * self.path_time(self.current, bandwidth)
+            });
         let is_shared_out = path.is_paused || !is_easy;
         let batch_pages = if is_shared_out { BATCH_PAGES } else { self.one_processor_pages() };
         Plan { codec: self.current, expected_share: self.share(self.current), deltas, batch_pages, trial }
@@ -472,7 +472,7 @@ impl Chooser {
         let sending = self.share(self.current) * 1e9 / bandwidth.unwrap_or(f64::MAX);
         let due = codecs.filter_map(|codec| {
             let estimate = self.estimate_of(codec)?;
-            let keeps_up = estimate.ns_per_byte / self.parallel <= sending;
+            let keeps_up = self.encoding_time(codec) <= sending;
             let interval = if self.current == Codec::Raw { TRIAL_INTERVAL_RAW } else { TRIAL_INTERVAL };
             let is_due = estimate.looked_at.is_none_or(|at| now.saturating_sub(at) >= interval);
             (codec != self.current && is_due && (keeps_up || is_near(codec))).then_some((estimate.looked_at, codec))

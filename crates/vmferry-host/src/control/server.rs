@@ -171,9 +171,7 @@ impl Serving {
     fn run(mut self) {
         while !self.controls.is_stopped() {
             let ready = self.wait();
-            for (ticket, result) in self.controls.take_answers() {
-                self.answered(ticket, result);
-            }
+            self.pass_on_answers();
             for (index, &flags) in ready.clients.iter().enumerate() {
                 self.serve(index, flags);
             }
@@ -186,9 +184,7 @@ impl Serving {
             self.clients.retain(|peer| !peer.is_gone);
         }
         // A command may be what ended it: its answer came just before.
-        for (ticket, result) in self.controls.take_answers() {
-            self.answered(ticket, result);
-        }
+        self.pass_on_answers();
         for peer in &mut self.clients {
             if peer.watch.is_some() && peer.output.is_empty() {
                 peer.say(&Answer::event(Event::End, self.controls.status()));
@@ -319,14 +315,17 @@ impl Serving {
         }
     }
 
-    fn answered(&mut self, ticket: Ticket, result: Result<(), Refusal>) {
-        // Whoever asked may have gone.
-        if let Some(peer) = self.clients.iter_mut().find(|peer| peer.awaits == Some(ticket)) {
-            peer.awaits = None;
-            peer.say(&match result {
-                Ok(()) => Answer::status(self.controls.status()),
-                Err(refusal) => Answer::refusal(refusal),
-            });
+    /// Tells clients what the driver has answered.
+    fn pass_on_answers(&mut self) {
+        for (ticket, result) in self.controls.take_answers() {
+            // Whoever asked may have gone.
+            if let Some(peer) = self.clients.iter_mut().find(|peer| peer.awaits == Some(ticket)) {
+                peer.awaits = None;
+                peer.say(&match result {
+                    Ok(()) => Answer::status(self.controls.status()),
+                    Err(refusal) => Answer::refusal(refusal),
+                });
+            }
         }
     }
 
