@@ -17,8 +17,8 @@ use vmferry_core::pages::{
 use vmferry_core::plan::{AtRead, FixedCosts, IfStuck, MIN_SHARE, Patience, PolicySpec};
 use vmferry_core::predict::{NoPrediction, Predictor, RankedPage, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
-    Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Join, Message, MigrationId, PageRuns,
-    Pages, VERSION_MAX, Welcome, page_digest, stream_of,
+    DeltaCodec, Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Join, Message,
+    MigrationId, PageRuns, Pages, VERSION_MAX, Welcome, page_digest, stream_of,
 };
 
 const PAGES: u64 = 600;
@@ -408,7 +408,7 @@ impl World {
                 std::mem::replace(&mut sent[page.0 as usize], kept)
             });
             let delta = base.map(|base| difference(&base, &content));
-            let encoding = Encoding::Delta { digest: page_digest(&content) };
+            let encoding = Encoding::Delta { codec: DeltaCodec::Plain, digest: page_digest(&content) };
             match delta {
                 _ if is_zero => zero[usize::from(stream)].push(run),
                 Some(data) if Pages::is_shorter(&PageRuns::One(run), encoding, data.len()) => {
@@ -547,7 +547,7 @@ impl World {
             (Apply::WritePages, Message::Pages(pages)) => {
                 let PageRuns::One(run) = pages.runs else { panic!("{:?}", pages.runs) };
                 let memory = &mut self.target_memory[range(run)];
-                if let Encoding::Delta { digest } = pages.encoding {
+                if let Encoding::Delta { digest, .. } = pages.encoding {
                     for change in pages.data.chunks_exact(3) {
                         memory[usize::from(u16::from_le_bytes([change[0], change[1]]))] = change[2];
                     }
@@ -893,7 +893,7 @@ fn encodings_that_were_not_agreed_on_are_refused() {
         source.handle_message_sent(now, 100);
         source.handle_message(now, &welcome);
         assert_eq!((source.error(), source.encodings()), (None, agreed));
-        let delta = Encoding::Delta { digest: 0 };
+        let delta = Encoding::Delta { codec: DeltaCodec::Plain, digest: 0 };
         let pages = Message::Pages(Pages { runs: PageRuns::One(PageRun::new(0, 1)), encoding: delta, data: &[1] });
         assert_eq!(target.handle_message(now, &pages, 100), Apply::Nothing);
         let Some(TargetOutcome::Failed { error, handed_over: false, .. }) = target.outcome() else {

@@ -515,50 +515,41 @@ impl Driver<'_> {
             cap_bytes_per_s: self.source.bandwidth_cap_bytes_per_s(),
             encodings: self.source.encodings(),
             is_paused: self.is_paused,
+            may_be_deltas: runs.iter().flat_map(|run| run.pages()).any(|page| self.cache.contains(page)),
         };
         let plan = self.chooser.plan(self.now(), &path);
         let (is_straight, mut trial) = (plan.codec == Codec::Raw && !plan.deltas, plan.trial);
         let mut sent = SentPages::default();
         let mut zero = ZeroRuns::new(self.source.streams());
-        let mut scanning = Duration::ZERO;
-        for &run in runs {
-            let mut to_send = vec![run];
-            if at_read != AtRead::Ignore {
-                // Whatever is written from here on is reported again by a later scan.
-                self.written.clear();
+        let to_send = match at_read {
+            AtRead::Ignore => runs.to_vec(),
+            AtRead::Rearm | AtRead::Skip => {
                 let began = processor_time();
-                self.vmm.scan_run(run, &mut self.written)?;
-                scanning += processor_time().saturating_sub(began);
-                let skip = at_read == AtRead::Skip;
-                let inside = if skip { &mut sent.skipped } else { &mut sent.written };
-                let before = inside.len();
-                for &found in &self.written {
-                    split_by(found, run, inside, &mut sent.bystanders);
-                }
-                if skip {
-                    to_send = run.without(&inside[before..]);
-                }
+                let to_send = self.arm(runs, at_read == AtRead::Skip, &mut sent)?;
+                sent.arming = (runs.len() as u64, processor_time().saturating_sub(began));
+                to_send
             }
-            for run in to_send {
-                if !is_straight || trial.is_some() {
-                    let tried = if is_straight { TRIAL_PAGES } else { u64::MAX };
-                    let (first, rest) = run.split_front(tried);
-                    self.encode_run(first, &plan, &mut trial, &mut zero, &mut sent)?;
-                    if is_straight {
-                        self.give_batch(&mut trial, &mut zero, &mut sent)?;
-                    }
-                    if let Some(rest) = rest {
-                        self.send_run(rest, &mut zero, &mut sent)?;
-                    }
-                } else {
-                    self.send_run(run, &mut zero, &mut sent)?;
+        };
+        for run in to_send {
+            if !is_straight || trial.is_some() {
+                let tried = if is_straight { TRIAL_PAGES } else { u64::MAX };
+                let (first, rest) = run.split_front(tried);
+                self.encode_run(first, &plan, &mut trial, &mut zero, &mut sent)?;
+                if is_straight {
+                    self.give_batch(&mut trial, &mut zero, &mut sent)?;
                 }
+                if let Some(rest) = rest {
+                    self.send_run(rest, &mut zero, &mut sent)?;
+                }
+            } else {
+                self.send_run(run, &mut zero, &mut sent)?;
             }
         }
         if self.encoders.is_idle() {
             // For so few pages another thread would not be awake in time.
             if let Some(mut batch) = self.batch.take() {
                 batch.trial = trial.take();
+                self.compare(&mut batch);
                 self.encoders.encode(&mut batch);
                 self.send_batch(batch, &mut zero, &mut sent)?;
             }
@@ -576,7 +567,7 @@ impl Driver<'_> {
         }
         let now = self.now();
         // What others do on the machine meanwhile does not count: the guest is one of them, and stands still in the pause.
-        let driver = processor_time().saturating_sub(began_working + scanning);
+        let driver = processor_time().saturating_sub(began_working + sent.arming.1);
         sent.busy = (now - starts).saturating_sub(self.waited() - waited);
         sent.working = driver + sent.encoding / self.encoders.workers();
         // Zero pages are few bytes and some work on either side: where there are many, the bytes say little.
@@ -584,7 +575,7 @@ impl Driver<'_> {
         let is_mostly_content = sent.content_pages() > zero_pages;
         let handed = Handed {
             began: sent.began.unwrap_or(now),
-            busy: sent.busy.saturating_sub(scanning),
+            busy: sent.busy.saturating_sub(sent.arming.1),
             all_raw: is_mostly_content && sent.raw_pages == sent.content_pages(),
             is_plain: is_mostly_content && sent.delta.pages == 0,
             content_bytes: sent.content_pages() * PAGE_BYTES,
@@ -593,6 +584,27 @@ impl Driver<'_> {
         };
         self.chooser.handed(now, &handed);
         Ok(sent)
+    }
+
+    /// Arms pages again before they are read: whatever is written from here on is reported by a later scan. Returns those to be
+    /// sent: all of them, or those that were not written.
+    fn arm(&mut self, runs: &[PageRun], skip: bool, sent: &mut SentPages) -> Result<Vec<PageRun>, VmmError> {
+        let mut to_send = Vec::with_capacity(runs.len());
+        for &run in runs {
+            self.written.clear();
+            self.vmm.scan_run(run, &mut self.written)?;
+            let inside = if skip { &mut sent.skipped } else { &mut sent.written };
+            let before = inside.len();
+            for &found in &self.written {
+                split_by(found, run, inside, &mut sent.bystanders);
+            }
+            if skip {
+                to_send.extend(run.without(&inside[before..]));
+            } else {
+                to_send.push(run);
+            }
+        }
+        Ok(to_send)
     }
 
     /// Reads pages into batches, and gives those that are full to the encoders.
@@ -619,9 +631,6 @@ impl Driver<'_> {
             left = rest;
             let memory = self.vmm.memory();
             batch.read(piece, |buffer| memory.read(piece, buffer))?;
-            if plan.deltas {
-                piece.pages().for_each(|page| batch.push_base(self.cache.get(page)));
-            }
         }
         Ok(())
     }
@@ -635,6 +644,7 @@ impl Driver<'_> {
     ) -> Result<(), VmmError> {
         let Some(mut batch) = self.batch.take() else { return Ok(()) };
         batch.trial = trial.take();
+        self.compare(&mut batch);
         if self.encoders.is_full()
             && let Some(first) = self.encoders.take()
         {
@@ -645,6 +655,13 @@ impl Driver<'_> {
             self.send_batch(ready, zero, sent)?;
         }
         Ok(())
+    }
+
+    /// Finds what has changed in a batch's pages, where that is to be sent.
+    fn compare(&mut self, batch: &mut Batch) {
+        if batch.keeps && !self.cache.is_empty() {
+            batch.compare(&mut self.cache);
+        }
     }
 
     /// Sends what became of a batch.

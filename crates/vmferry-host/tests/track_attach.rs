@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use track_support::{Kind, PAGE, Process, Vmm, is_root, spawn_when_written};
 use vmferry_core::pages::PageRun;
@@ -137,10 +138,14 @@ fn a_stopped_vmm_is_tracked_and_stays_stopped() {
     vmm.process.signal(libc::SIGSTOP);
     vmm.process.wait_until_stopped();
     let mut tracker = vmm.attach().unwrap();
-    let state =
-        |vmm: &Vmm| vmm.process.proc_file("status").lines().find(|l| l.starts_with("State")).unwrap().to_owned();
     assert_eq!(Vmm::scan(&mut tracker), []);
-    assert!(state(&vmm).contains("T (stopped)"), "{}", state(&vmm));
+    // Once it is let go, the kernel stops it anew, which takes a moment.
+    let is_stopped = || vmm.process.proc_file("status").contains("T (stopped)");
+    let patience = Instant::now() + Duration::from_secs(10);
+    while !is_stopped() {
+        assert!(Instant::now() < patience, "{}", vmm.process.proc_file("status"));
+        std::thread::sleep(Duration::from_millis(1));
+    }
     vmm.process.signal(libc::SIGCONT);
     vmm.process.order("write 3 1");
     assert_eq!(Vmm::scan(&mut tracker), [PageRun::new(3, 1)]);

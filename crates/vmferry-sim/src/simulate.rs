@@ -208,7 +208,10 @@ impl Driver<'_> {
                 self.guest.advance_to(self.now_ns);
                 let mut written = Vec::new();
                 let armed = self.guest.scan_run(run, &mut written);
-                self.take(costs.call_ns + costs.page_ns * run.count as f64 + costs.written_ns * armed as f64);
+                let took_ns = costs.call_ns + costs.page_ns * run.count as f64 + costs.written_ns * armed as f64;
+                self.take(took_ns);
+                sent.arming.0 += 1;
+                sent.arming.1 += Duration::from_nanos(took_ns as u64);
                 if at_read == AtRead::Skip {
                     to_send = run.without(&written);
                     sent.skipped.append(&mut written);

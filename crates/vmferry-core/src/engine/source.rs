@@ -27,7 +27,7 @@ use crate::wire::{
 };
 
 /// The most runs in one [`Action::SendPages`].
-const MAX_RUNS_PER_ACTION: usize = 128;
+const MAX_RUNS_PER_ACTION: usize = 512;
 /// Bytes under way before the bandwidth is known.
 const WINDOW_FIRST_BYTES: u64 = 256 * 1024;
 /// The fewest bytes under way later on. They count against the downtime budget, so on a slow path they must be few.
@@ -241,6 +241,8 @@ pub struct SentPages {
     pub encoding: Duration,
     /// The sender's processor time, without scans: that of the driver, and its part of what encoders did.
     pub working: Duration,
+    /// The driver's processor time for arming pages again before they were read, by how many runs; none of it is in `working`.
+    pub arming: (u64, Duration),
     /// How long the driver did not listen, from the beginning to the end, without what it waited for the path.
     pub busy: Duration,
     /// Of all these bytes, those that went by further connections.
@@ -834,6 +836,7 @@ impl Source {
         let sent_pages = sent.content_pages() + zero_pages;
         self.sizes.sent(self.sending_class, sent_pages, sent.bytes());
         self.work.worked(self.sending_class, sent_pages, sent.working);
+        self.work.armed(sent.arming.0, sent.arming.1);
         if let Some(ping) = &mut self.ping {
             ping.busy += sent.busy;
         }
@@ -1441,7 +1444,22 @@ impl Source {
             push.drained = true;
             return scan_now.then(|| self.act(Action::Scan { relaxed: true }));
         }
-        Some(self.send_pages(runs, self.rules.at_read))
+        let at_read = if self.rules.at_read == AtRead::Rearm && !self.arming_pays(&runs) {
+            AtRead::Ignore
+        } else {
+            self.rules.at_read
+        };
+        Some(self.send_pages(runs, at_read))
+    }
+
+    /// Whether to arm these pages again before they are read: some are written once more only after that, and then they are
+    /// not sent again for what was written before.
+    fn arming_pays(&self, runs: &[PageRun]) -> bool {
+        let bytes = self.sizes.mean_bytes(PageClass::Written);
+        let on_the_way = self.bandwidth().map_or(f64::MAX, |bandwidth| bytes / bandwidth);
+        let page_s = on_the_way.max(self.work.seconds_per_page(PageClass::Written));
+        let pages: u64 = runs.iter().map(|run| run.count).sum();
+        self.work.arming_pays(runs.len() as u64, pages, page_s)
     }
 
     /// The next pages to send, taken out of `pending` by [`Self::send_pages`].

@@ -14,12 +14,20 @@ const DOWN_SHARE_MAX: f64 = 0.5;
 /// Fewer pages at once say little: what is the same for any number of them outweighs what each takes.
 const SAMPLE_PAGES: u64 = 64;
 
+/// So many of the pages that are armed again before they are read need not be sent again: those that were written earlier in
+/// the epoch, and are not later in it.
+const SPARED_SHARE: f64 = 0.1;
+/// A new measurement of arming counts as one part in so many.
+const ARMING_PARTS: f64 = 8.0;
+
 /// The sender's time per page where many go at once, by class. Sending goes on meanwhile, so it matters where it is longer
 /// than that.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PageWork {
     new: Mean,
     written: Mean,
+    /// Seconds for arming a run of pages again before it is read; 0: nothing measured.
+    arming: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,6 +72,20 @@ impl PageWork {
         }
     }
 
+    /// Arming so many runs again before they were read took so long.
+    pub fn armed(&mut self, runs: u64, time: Duration) {
+        if runs > 0 {
+            let sample = time.as_secs_f64() / runs as f64;
+            self.arming += if self.arming == 0.0 { sample } else { (sample - self.arming) / ARMING_PARTS };
+        }
+    }
+
+    /// Whether arming so many runs again before they are read spares more than it costs, if sending a page once more takes
+    /// so long.
+    pub fn arming_pays(&self, runs: u64, pages: u64, page_s: f64) -> bool {
+        self.arming * runs as f64 <= SPARED_SHARE * page_s * pages as f64
+    }
+
     /// Seconds for a page of this class. Before any of it was sent, those of the other class.
     pub fn seconds_per_page(&self, class: PageClass) -> f64 {
         let (of_class, other) = match class {
@@ -88,6 +110,17 @@ mod tests {
         assert!((work.seconds_per_page(PageClass::Written) - 10e-6).abs() < 1e-9);
         (0..1000).for_each(|_| work.worked(PageClass::Written, 2, Duration::from_micros(400)));
         assert!((work.seconds_per_page(PageClass::Written) - 10e-6).abs() < 1e-9);
+    }
+
+    #[test]
+    fn pages_that_are_cheap_to_send_again_are_not_armed_one_by_one() {
+        let mut work = PageWork::new();
+        assert!(work.arming_pays(100, 100, 1e-6), "nothing is known");
+        work.armed(0, Duration::from_secs(1));
+        (0..100).for_each(|_| work.armed(128, Duration::from_micros(640)));
+        assert!(!work.arming_pays(128, 128, 10e-6), "5 µs each, to spare one in ten");
+        assert!(work.arming_pays(128, 128, 60e-6));
+        assert!(work.arming_pays(1, 512, 10e-6), "one call for all of them");
     }
 
     #[test]

@@ -126,11 +126,24 @@ pub enum Encoding {
     Lz4,
     /// As one Zstandard frame.
     Zstd,
-    /// What differs from the content that the target has, by exclusive or, as one LZ4 block.
+    /// What has changed against the content that the target has.
     Delta {
+        /// How the changes are encoded.
+        codec: DeltaCodec,
         /// XXH3-64, seed 0, of the content that results: a delta for another content than the target has is found by it.
         digest: u64,
     },
+}
+
+/// How changes are encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeltaCodec {
+    /// As they are.
+    Plain,
+    /// As one LZ4 block.
+    Lz4,
+    /// As one Zstandard frame.
+    Zstd,
 }
 
 impl Encoding {
@@ -140,7 +153,9 @@ impl Encoding {
             Encoding::Raw => 0,
             Encoding::Lz4 => 1,
             Encoding::Zstd => 2,
-            Encoding::Delta { .. } => 3,
+            Encoding::Delta { codec: DeltaCodec::Plain, .. } => 3,
+            Encoding::Delta { codec: DeltaCodec::Lz4, .. } => 4,
+            Encoding::Delta { codec: DeltaCodec::Zstd, .. } => 5,
         }
     }
 
@@ -173,7 +188,9 @@ impl Encodings {
     /// Pages as they are, which both sides always speak.
     pub const RAW: Self = Self(1);
     /// All that this build knows.
-    pub const ALL: Self = Self(0b1111);
+    pub const ALL: Self = Self(0b11_1111);
+    /// Those of deltas.
+    const DELTAS: Self = Self(0b11_1000);
 
     /// Those in both sets.
     #[must_use]
@@ -186,15 +203,15 @@ impl Encodings {
         self.0 & (1 << encoding.code()) != 0
     }
 
-    /// Whether deltas are among them.
-    pub fn has_deltas(self) -> bool {
-        self.contains(Encoding::Delta { digest: 0 })
+    /// Whether all encodings of deltas are among them.
+    pub const fn has_deltas(self) -> bool {
+        self.0 & Self::DELTAS.0 == Self::DELTAS.0
     }
 
     /// The others.
     #[must_use]
-    pub fn without_deltas(self) -> Self {
-        Self(self.0 & !(1 << Encoding::Delta { digest: 0 }.code()))
+    pub const fn without_deltas(self) -> Self {
+        Self(self.0 & !Self::DELTAS.0)
     }
 
     /// Whether `welcome` may be the answer to this offer.
@@ -506,7 +523,7 @@ impl<'a> Message<'a> {
                 out.put_u16(runs.len() as u16 - 1);
                 match encoding {
                     Encoding::Raw | Encoding::Lz4 | Encoding::Zstd => {}
-                    Encoding::Delta { digest } => out.put_u64(digest),
+                    Encoding::Delta { digest, .. } => out.put_u64(digest),
                 }
                 for pair in runs.windows(2) {
                     out.put_u16((pair[1].first.0 - pair[0].end()) as u16);
@@ -697,7 +714,9 @@ fn decode_pages<'a>(reader: &mut Reader<'a>) -> Result<Pages<'a>, WireError> {
         0 => Encoding::Raw,
         1 => Encoding::Lz4,
         2 => Encoding::Zstd,
-        3 => Encoding::Delta { digest: reader.u64("digest")? },
+        3 => Encoding::Delta { codec: DeltaCodec::Plain, digest: reader.u64("digest")? },
+        4 => Encoding::Delta { codec: DeltaCodec::Lz4, digest: reader.u64("digest")? },
+        5 => Encoding::Delta { codec: DeltaCodec::Zstd, digest: reader.u64("digest")? },
         other => return Err(WireError::BadValue { field: "encoding", value: u64::from(other) }),
     };
     let runs = decode_runs(reader, first, count, further)?;

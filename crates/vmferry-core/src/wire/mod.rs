@@ -11,7 +11,7 @@ mod message;
 use twox_hash::XxHash3_64;
 
 pub use message::{
-    Abort, Digests, Encoding, Encodings, Fault, Hello, Join, MAX_ABORT_TEXT_BYTES, MAX_DEVICE_CHUNK_BYTES,
+    Abort, DeltaCodec, Digests, Encoding, Encodings, Fault, Hello, Join, MAX_ABORT_TEXT_BYTES, MAX_DEVICE_CHUNK_BYTES,
     MAX_DEVICE_STATE_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_STREAMS, MAX_ZERO_RUNS_PER_FRAME, Message,
     MigrationId, PageRuns, Pages, Prepared, STREAM_BLOCK_PAGES, Welcome, stream_of,
 };
@@ -270,12 +270,12 @@ mod tests {
             }),
             Message::Pages(Pages {
                 runs: PageRuns::One(PageRun::new(3, 2)),
-                encoding: Encoding::Delta { digest: 99 },
+                encoding: Encoding::Delta { codec: DeltaCodec::Plain, digest: 99 },
                 data: &data[..8183],
             }),
             Message::Pages(Pages {
                 runs: PageRuns::of(&SCATTERED),
-                encoding: Encoding::Delta { digest: 99 },
+                encoding: Encoding::Delta { codec: DeltaCodec::Zstd, digest: 99 },
                 data: &data[..8000],
             }),
             Message::Pages(Pages { runs: PageRuns::of(&SCATTERED[1..]), encoding: Encoding::Raw, data }),
@@ -360,7 +360,7 @@ mod tests {
     #[test]
     fn encoded_pages_are_shorter_than_as_they_are_and_not_empty() {
         let page = PAGE_BYTES as usize;
-        for (encoding, fields) in [(1, 0), (2, 0), (3, 8)] {
+        for (encoding, fields) in [(1, 0), (2, 0), (3, 8), (4, 8), (5, 8)] {
             assert!(
                 matches!(open_pages(1, encoding, &vec![1; fields]), Err(WireError::Truncated { .. })),
                 "{encoding}"
@@ -373,7 +373,7 @@ mod tests {
             let many = MAX_PAGES_PER_FRAME as u32 + 1;
             assert!(matches!(open_pages(many, encoding, &[1; 100]), Err(WireError::TooMany { .. })), "{encoding}");
         }
-        assert_eq!(open_pages(1, 4, &[1; 100]), Err(WireError::BadValue { field: "encoding", value: 4 }));
+        assert_eq!(open_pages(1, 6, &[1; 100]), Err(WireError::BadValue { field: "encoding", value: 6 }));
         assert_eq!(open_pages(1, 0, &vec![1; page + 1]), Err(WireError::Leftover { bytes: 1 }));
     }
 
@@ -385,7 +385,8 @@ mod tests {
         assert!(!all.allows(Encodings(0b10)), "not even pages as they are");
         // An encoding of a later build is not agreed on, and does no harm.
         assert_eq!(Encodings(0x8000_0003).and(all), lz4);
-        assert!(lz4.contains(Encoding::Lz4) && !lz4.contains(Encoding::Delta { digest: 0 }));
+        assert!(lz4.contains(Encoding::Lz4) && !lz4.has_deltas());
+        assert!(all.has_deltas() && !Encodings(0b1_1111).has_deltas() && all.without_deltas() == Encodings(0b111));
     }
 
     #[test]
@@ -434,11 +435,11 @@ mod tests {
         #[test]
         fn no_page_frame_panics(
             count in 0..400_u32,
-            encoding in 0..6_u32,
+            encoding in 0..8_u32,
             rest in prop::collection::vec(any::<u8>(), 0..9000),
         ) {
             if open_pages(count, encoding, &rest).is_ok() {
-                prop_assert!(u64::from(count) <= MAX_PAGES_PER_FRAME && encoding <= 3);
+                prop_assert!(u64::from(count) <= MAX_PAGES_PER_FRAME && encoding <= 5);
                 prop_assert!(rest.len() as u64 <= u64::from(count) * PAGE_BYTES);
             }
         }

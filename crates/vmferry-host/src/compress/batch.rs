@@ -7,7 +7,9 @@ use std::time::Duration;
 use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun};
 use vmferry_core::wire::{Encoding, MAX_PAGES_PER_FRAME, PageRuns, Pages, page_digest, stream_of};
 
+use super::cache::DeltaCache;
 use super::codec::{Codec, PageEncoder};
+use super::delta::append_changes;
 use super::is_zero;
 use crate::clock::processor_time;
 
@@ -19,10 +21,10 @@ pub(crate) const BATCH_PAGES: u64 = 64;
 pub(crate) const LARGE_BATCH_PAGES: u64 = MAX_PAGES_PER_FRAME;
 /// An encoding that saves less than this part of the bytes is not worth the target's time.
 const SAVING_MIN_PARTS: usize = 16;
-/// A page goes as a delta if at most this share of what the codec is expected to leave of it has changed.
+/// A page goes as its changes if they are at most this share of what the codec is expected to leave of it.
 const DELTA_SHARE: f64 = 0.75;
-/// Or at most this share of it. What is expected is that of other pages: a delta that is longer than it had to be costs little
-/// against a page as it is.
+/// Or at most this share of the page. What is expected is that of other pages: changes that are more than a page had to be cost
+/// little against a page as it is.
 const DELTA_CHANGED_MIN: f64 = 0.25;
 /// So many neighbours that the codec makes no smaller are not encoded with others.
 const ALONE_PAGES: u64 = 16;
@@ -53,9 +55,9 @@ pub(crate) struct Costs {
     pub(crate) codec: Cost,
     /// What the codec that was tried made of the same pages.
     pub(crate) trial: Cost,
-    /// What deltas came to.
+    /// What deltas came to, with the time for comparing pages.
     pub(crate) delta: Cost,
-    /// All the processor time that the batch took.
+    /// All the processor time that encoding the batch took.
     pub(crate) time: Duration,
 }
 
@@ -130,21 +132,23 @@ pub(crate) struct Batch {
     pub(crate) keeps: bool,
     runs: Vec<PageRun>,
     content: Vec<u8>,
-    /// For each page, where its base begins in `bases`.
-    base_at: Vec<Option<usize>>,
-    bases: Vec<u8>,
+    /// For each page that was compared, where its changes are in `changes`, if they are few.
+    changes_at: Vec<Option<Range<usize>>>,
+    changes: Vec<u8>,
+    /// The driver's time for that.
+    compared_in: Duration,
     /// The connections that there are; pages of different ones go in different frames.
     pub(crate) streams: u16,
-    /// Pages that go together, for each connection: those without a base, and those with one.
+    /// Pages that go together, for each connection: those that go by themselves, and those as changes.
     groups: Vec<[Vec<Placed>; 2]>,
     frames: Vec<Frame>,
     /// The runs of all frames, one after another, and where they are.
     frame_runs: Vec<PageRun>,
     frame_places: Vec<Placed>,
     out: Vec<u8>,
-    /// Pages that are not neighbours, and their bases, as one piece.
+    /// Pages that are not neighbours, and their changes, as one piece.
     gathered: Vec<u8>,
-    gathered_bases: Vec<u8>,
+    gathered_changes: Vec<u8>,
     costs: Costs,
 }
 
@@ -158,8 +162,9 @@ impl Batch {
             keeps: false,
             runs: Vec::new(),
             content: Vec::new(),
-            base_at: Vec::new(),
-            bases: Vec::new(),
+            changes_at: Vec::new(),
+            changes: Vec::new(),
+            compared_in: Duration::ZERO,
             streams: 1,
             groups: Vec::new(),
             frames: Vec::new(),
@@ -167,7 +172,7 @@ impl Batch {
             frame_places: Vec::new(),
             out: Vec::new(),
             gathered: Vec::new(),
-            gathered_bases: Vec::new(),
+            gathered_changes: Vec::new(),
             costs: Costs::default(),
         }
     }
@@ -179,8 +184,9 @@ impl Batch {
         self.costs = Costs::default();
         self.runs.clear();
         self.content.clear();
-        self.base_at.clear();
-        self.bases.clear();
+        self.changes_at.clear();
+        self.changes.clear();
+        self.compared_in = Duration::ZERO;
         self.frames.clear();
         self.frame_runs.clear();
         self.frame_places.clear();
@@ -208,11 +214,19 @@ impl Batch {
         Ok(())
     }
 
-    /// Says what the target has of the next page that was read and not spoken of yet. To be called for all of them, in
-    /// order, or for none.
-    pub(crate) fn push_base(&mut self, base: Option<&[u8]>) {
-        self.base_at.push(base.map(|_| self.bases.len()));
-        self.bases.extend_from_slice(base.unwrap_or_default());
+    /// Compares all pages that were read with what the target has of them.
+    pub(crate) fn compare(&mut self, cache: &mut DeltaCache) {
+        let began = processor_time();
+        let expected = if self.codec == Codec::Raw { 1.0 } else { self.expected_share };
+        let most = ((expected * DELTA_SHARE).max(DELTA_CHANGED_MIN) * PAGE as f64) as usize;
+        let pages = self.runs.iter().flat_map(|run| run.pages()).zip(self.content.chunks_exact(PAGE));
+        for (page, content) in pages.skip(self.changes_at.len()) {
+            let start = self.changes.len();
+            let base = cache.get(page);
+            let are_few = base.is_some_and(|base| append_changes(content, base, most, &mut self.changes));
+            self.changes_at.push(are_few.then_some(start..self.changes.len()));
+        }
+        self.compared_in += processor_time().saturating_sub(began);
     }
 
     /// What it cost, once encoded.
@@ -257,6 +271,9 @@ impl Batch {
             self.encode_group(encoder, stream, false);
         }
         self.costs.time = processor_time().saturating_sub(began);
+        if self.costs.delta.content_bytes > 0 {
+            self.costs.delta.time += self.compared_in;
+        }
     }
 
     fn kind(&self, page: usize) -> Kind {
@@ -264,15 +281,7 @@ impl Batch {
         if is_zero(content) {
             return Kind::Zero;
         }
-        let Some(Some(base_at)) = self.base_at.get(page) else { return Kind::New };
-        let base = &self.bases[*base_at..][..PAGE];
-        let changed = changed_bytes(content, base);
-        let expected = if self.codec == Codec::Raw { 1.0 } else { self.expected_share };
-        if changed as f64 <= (expected * DELTA_SHARE).max(DELTA_CHANGED_MIN) * PAGE as f64 {
-            Kind::Based
-        } else {
-            Kind::New
-        }
+        if matches!(self.changes_at.get(page), Some(Some(_))) { Kind::Based } else { Kind::New }
     }
 
     /// Puts neighbours of one kind with those that they go with.
@@ -295,7 +304,7 @@ impl Batch {
         self.groups[stream][usize::from(based)].push(placed);
     }
 
-    /// Encodes pages that go together, with a base or without.
+    /// Encodes pages that go together, as changes or by themselves.
     fn encode_group(&mut self, encoder: &mut PageEncoder, stream: usize, based: bool) {
         let mut group = std::mem::take(&mut self.groups[stream][usize::from(based)]);
         if !group.is_empty() {
@@ -349,33 +358,24 @@ impl Batch {
         best
     }
 
-    /// Encodes what differs from what the target has; `None` where that saves nothing.
+    /// Encodes the changes of pages; `None` where that saves nothing.
     fn delta(&mut self, encoder: &mut PageEncoder, group: &[Placed]) -> Option<Form> {
         let content = together(&self.content, &mut self.gathered, group.iter().map(Placed::bytes));
         let pages = group.iter().flat_map(|placed| placed.at..placed.at + placed.run.count as usize);
-        let bases = pages.filter_map(|page| self.base_at[page]).map(|start| start..start + PAGE);
-        let base = together(&self.bases, &mut self.gathered_bases, bases);
+        let changes =
+            together(&self.changes, &mut self.gathered_changes, pages.filter_map(|page| self.changes_at[page].clone()));
         let start = self.out.len();
         let began = processor_time();
-        let bytes = encoder.encode_delta(content, base, &mut self.out)?;
+        let codec = encoder.encode_changes(self.codec, changes, &mut self.out);
+        let bytes = self.out.len() - start;
+        let digest = page_digest(content);
         self.costs.delta.add(content.len(), bytes, began);
         if bytes > most_worth_sending(content.len()) {
             self.out.truncate(start);
             return None;
         }
-        let encoding = Encoding::Delta { digest: page_digest(content) };
-        Some(Form::Encoded { encoding, data: start..start + bytes })
+        Some(Form::Encoded { encoding: Encoding::Delta { codec, digest }, data: start..start + bytes })
     }
-}
-
-/// How many bytes of pages differ. By pieces for which a byte counts, as processors do many at a time.
-fn changed_bytes(new: &[u8], old: &[u8]) -> usize {
-    const PIECE: usize = 128;
-    let in_piece = |(new, old): (&[u8], &[u8])| {
-        let changed: u8 = new.iter().zip(old).map(|(new, old)| u8::from(new != old)).sum();
-        usize::from(changed)
-    };
-    new.chunks_exact(PIECE).zip(old.chunks_exact(PIECE)).map(in_piece).sum()
 }
 
 /// Pieces of `all` one after another: as they are if they are neighbours, else in a buffer.
@@ -400,7 +400,7 @@ fn together<'a>(
 enum Kind {
     Zero,
     New,
-    /// The target's content is known, and little of it has changed.
+    /// The target has it but for a few changes.
     Based,
 }
 
@@ -417,7 +417,7 @@ mod tests {
     use vmferry_core::wire::{FrameWriter, Message};
 
     use super::*;
-    use crate::compress::{DeltaCache, PageDecoder};
+    use crate::compress::PageDecoder;
 
     /// The memory of a target that reads what is sent.
     #[derive(Default)]
@@ -499,7 +499,7 @@ mod tests {
                 Ok::<_, ()>(())
             })
             .unwrap();
-        run.pages().for_each(|page| batch.push_base(cache.get(page)));
+        batch.compare(cache);
     }
 
     proptest! {

@@ -56,6 +56,11 @@ impl DeltaCache {
         self.slots.len() < self.slots_max / ANY_PARTS
     }
 
+    /// Whether it is known what the target has of the page.
+    pub(crate) fn contains(&self, page: PageNumber) -> bool {
+        self.slots.contains_key(&page)
+    }
+
     /// What the target has of the page.
     pub(crate) fn get(&mut self, page: PageNumber) -> Option<&[u8]> {
         let &slot = self.slots.get(&page)?;

@@ -138,6 +138,9 @@ pub(crate) struct Path {
     pub(crate) encodings: Encodings,
     /// The guest is paused: nothing is tried.
     pub(crate) is_paused: bool,
+    /// Of some of the pages it is known what the target has. They show nothing of the path, and as they are they would be many
+    /// more bytes, also the next time.
+    pub(crate) may_be_deltas: bool,
 }
 
 /// Pages that were handed over to the path.
@@ -294,7 +297,7 @@ impl Chooser {
         if before.is_some() && self.look.is_none() {
             self.looked = Some(now);
         }
-        if matches!(self.look, Some(Look::Glimpse(_) | Look::Long(_))) {
+        if matches!(self.look, Some(Look::Glimpse(_) | Look::Long(_))) && !path.may_be_deltas {
             return straight;
         }
         let looked_long =
@@ -320,7 +323,8 @@ impl Chooser {
             tracing::debug!(from = ?self.current, to = ?best, bandwidth, "compression");
             (self.current, self.in_use, self.since) = (best, 0, now);
         }
-        if self.current != Codec::Raw && self.look.is_none() && self.wants_look(now, path, limited_by_path) {
+        let may_look = self.current != Codec::Raw && self.look.is_none() && !path.may_be_deltas;
+        if may_look && self.wants_look(now, path, limited_by_path) {
             self.look = Some(Look::Glimpse(0));
             return straight;
         }
@@ -628,6 +632,7 @@ mod tests {
             cap_bytes_per_s: None,
             encodings: Encodings::ALL,
             is_paused: false,
+            may_be_deltas: false,
         }
     }
 

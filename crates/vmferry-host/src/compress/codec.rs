@@ -9,14 +9,19 @@ use lz4_flex::block::{
     CompressTable, DecompressError, compress_into_with_table, decompress_into, get_maximum_output_size,
 };
 use vmferry_core::pages::PAGE_BYTES;
-use vmferry_core::wire::{Encoding, MAX_PAGES_PER_FRAME, page_digest};
+use vmferry_core::wire::{DeltaCodec, Encoding, MAX_PAGES_PER_FRAME, page_digest};
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{compress_bound, find_frame_compressed_size};
 
+use super::delta::{BadChanges, apply_changes};
 use crate::memory::MemoryError;
 
 /// From so many bytes on, LZ4 needs the larger of its two tables.
 const LZ4_LARGE_BYTES: usize = u16::MAX as usize;
+/// Fewer bytes of changes are not worth a codec,
+const CODEC_CHANGES_BYTES: usize = 1024;
+/// and neither is one that saves less than this part of them.
+const CHANGES_SAVING_PARTS: usize = 8;
 /// What is looked at of a stretch of pages to see whether it can be made smaller: so many pieces of so many bytes.
 const SAMPLE_PIECES: usize = 8;
 const SAMPLE_PIECE_BYTES: usize = 256;
@@ -50,6 +55,9 @@ pub enum PagesError {
         /// What the pages take.
         expected: usize,
     },
+    /// Not the changes of that many pages.
+    #[error("the peer's delta is malformed")]
+    Changes,
     /// A delta for content that is not there.
     #[error("the peer's delta does not fit the pages that are here")]
     OtherBase,
@@ -90,7 +98,6 @@ pub(crate) struct PageEncoder {
     zstd: Option<Compressor<'static>>,
     sample: Vec<u8>,
     sample_out: Vec<u8>,
-    difference: Vec<u8>,
 }
 
 impl PageEncoder {
@@ -101,7 +108,6 @@ impl PageEncoder {
             zstd: None,
             sample: Vec::with_capacity(SAMPLE_PIECES * SAMPLE_PIECE_BYTES),
             sample_out: vec![0; get_maximum_output_size(SAMPLE_PIECES * SAMPLE_PIECE_BYTES)],
-            difference: Vec::new(),
         }
     }
 
@@ -117,14 +123,22 @@ impl PageEncoder {
         }
     }
 
-    /// The same for what differs from `base`, of the same length.
-    pub(crate) fn encode_delta(&mut self, content: &[u8], base: &[u8], out: &mut Vec<u8>) -> Option<usize> {
-        let mut difference = std::mem::take(&mut self.difference);
-        difference.clear();
-        difference.extend(content.iter().zip(base).map(|(new, old)| new ^ old));
-        let encoded = self.lz4(&difference, out);
-        self.difference = difference;
-        encoded
+    /// Appends changes of pages, by the codec if it makes them fewer bytes; and how they were encoded.
+    pub(crate) fn encode_changes(&mut self, codec: Codec, changes: &[u8], out: &mut Vec<u8>) -> DeltaCodec {
+        let encoding = match codec {
+            Codec::Raw => DeltaCodec::Plain,
+            Codec::Lz4 => DeltaCodec::Lz4,
+            Codec::Zstd1 | Codec::Zstd3 | Codec::Zstd6 => DeltaCodec::Zstd,
+        };
+        if changes.len() >= CODEC_CHANGES_BYTES {
+            let start = out.len();
+            match self.encode(codec, changes, out) {
+                Some(bytes) if bytes <= changes.len() - changes.len() / CHANGES_SAVING_PARTS => return encoding,
+                _ => out.truncate(start),
+            }
+        }
+        out.extend_from_slice(changes);
+        DeltaCodec::Plain
     }
 
     fn lz4(&mut self, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
@@ -186,12 +200,12 @@ fn entropy_bits(bytes: &[u8]) -> f64 {
 pub(crate) struct PageDecoder {
     zstd: Option<Decompressor<'static>>,
     content: Vec<u8>,
-    base: Vec<u8>,
+    changes: Vec<u8>,
 }
 
 impl PageDecoder {
     pub(crate) fn new() -> Self {
-        Self { zstd: None, content: Vec::new(), base: Vec::new() }
+        Self { zstd: None, content: Vec::new(), changes: Vec::new() }
     }
 
     /// The content of so many pages, at most [`MAX_PAGES_PER_FRAME`], from the data of their message. For a delta,
@@ -213,34 +227,51 @@ impl PageDecoder {
                 let found = data.len();
                 return if found == expected { Ok(data) } else { Err(PagesError::Length { found, expected }) };
             }
-            Encoding::Lz4 | Encoding::Delta { .. } => {
-                decompress_into(data, room(&mut self.content, expected)).map_err(PagesError::Lz4)?
-            }
-            Encoding::Zstd => {
-                if find_frame_compressed_size(data) != Ok(data.len()) {
-                    return Err(PagesError::NotOneFrame);
-                }
-                let zstd = match &mut self.zstd {
-                    Some(zstd) => zstd,
-                    none => none.insert(Decompressor::new().map_err(PagesError::Zstd)?),
+            Encoding::Lz4 => from_lz4(data, room(&mut self.content, expected))?,
+            Encoding::Zstd => from_zstd(&mut self.zstd, data, room(&mut self.content, expected))?,
+            Encoding::Delta { codec, digest } => {
+                // As long as pages at the most: then there are better ways to send them.
+                let changes = match codec {
+                    DeltaCodec::Plain => data,
+                    DeltaCodec::Lz4 => decoded(&mut self.changes, expected, |room| from_lz4(data, room))?,
+                    DeltaCodec::Zstd => {
+                        decoded(&mut self.changes, expected, |room| from_zstd(&mut self.zstd, data, room))?
+                    }
                 };
-                zstd.decompress_to_buffer(data, room(&mut self.content, expected)).map_err(PagesError::Zstd)?
+                let content = room(&mut self.content, expected);
+                read_base(content)?;
+                apply_changes(changes, content).map_err(|BadChanges| PagesError::Changes)?;
+                return if page_digest(content) == digest { Ok(content) } else { Err(PagesError::OtherBase) };
             }
         };
-        if found != expected {
-            return Err(PagesError::Length { found, expected });
-        }
-        let content = &mut self.content[..expected];
-        if let Encoding::Delta { digest } = encoding {
-            let base = room(&mut self.base, expected);
-            read_base(base)?;
-            content.iter_mut().zip(base).for_each(|(byte, base)| *byte ^= *base);
-            if page_digest(content) != digest {
-                return Err(PagesError::OtherBase);
-            }
-        }
-        Ok(content)
+        if found == expected { Ok(&self.content[..expected]) } else { Err(PagesError::Length { found, expected }) }
     }
+}
+
+fn from_lz4(data: &[u8], room: &mut [u8]) -> Result<usize, PagesError> {
+    decompress_into(data, room).map_err(PagesError::Lz4)
+}
+
+fn from_zstd(zstd: &mut Option<Decompressor<'static>>, data: &[u8], room: &mut [u8]) -> Result<usize, PagesError> {
+    if find_frame_compressed_size(data) != Ok(data.len()) {
+        return Err(PagesError::NotOneFrame);
+    }
+    let zstd = match zstd {
+        Some(zstd) => zstd,
+        none => none.insert(Decompressor::new().map_err(PagesError::Zstd)?),
+    };
+    zstd.decompress_to_buffer(data, room).map_err(PagesError::Zstd)
+}
+
+/// What `decode` leaves in a buffer of so many bytes.
+fn decoded(
+    buffer: &mut Vec<u8>,
+    most: usize,
+    decode: impl FnOnce(&mut [u8]) -> Result<usize, PagesError>,
+) -> Result<&[u8], PagesError> {
+    let room = room(buffer, most);
+    let bytes = decode(room)?;
+    Ok(&room[..bytes])
 }
 
 /// The first bytes of a buffer that grows as needed, up to the longest message's pages.
@@ -255,6 +286,7 @@ fn room(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::delta::append_changes;
     use super::*;
 
     const PAGE: usize = PAGE_BYTES as usize;
@@ -275,6 +307,15 @@ mod tests {
 
     fn text(bytes: usize) -> Vec<u8> {
         (0..bytes).map(|at| b"the quick brown fox jumps over the lazy dog "[(at * at / 7) % 44]).collect()
+    }
+
+    /// Those of all pages.
+    fn changes(new: &[u8], old: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (new, old) in new.chunks(PAGE).zip(old.chunks(PAGE)) {
+            assert!(append_changes(new, old, usize::MAX, &mut out));
+        }
+        out
     }
 
     #[test]
@@ -298,10 +339,9 @@ mod tests {
     fn a_delta_is_small_and_fits_one_base_only() {
         let (base, mut content) = (noise(1, 3 * PAGE), noise(1, 3 * PAGE));
         content[5000..5064].copy_from_slice(&noise(2, 64));
-        let mut out = Vec::new();
-        let bytes = PageEncoder::new().encode_delta(&content, &base, &mut out).unwrap();
-        assert!(bytes < 200, "{bytes}");
-        let encoding = Encoding::Delta { digest: page_digest(&content) };
+        let out = changes(&content, &base);
+        assert!(out.len() < 80, "{out:?}");
+        let encoding = Encoding::Delta { codec: DeltaCodec::Plain, digest: page_digest(&content) };
         let mut decoder = PageDecoder::new();
         let mut decode = |has: &[u8]| {
             let read = |to: &mut [u8]| {
@@ -314,7 +354,7 @@ mod tests {
         let mut other = base.clone();
         other[3 * PAGE - 1] ^= 1;
         assert!(matches!(decode(&other), Err(PagesError::OtherBase)));
-        assert!(matches!(decode(&content), Err(PagesError::OtherBase)));
+        assert!(decode(&content).unwrap() == content, "changes that are there already");
     }
 
     #[test]
@@ -369,33 +409,44 @@ mod tests {
                 encoder.encode(codec, &content, &mut out).unwrap();
                 prop_assert!(decoder.decode(pages as u64, encoding, &out, no_base).unwrap() == content);
             }
-            let mut out = Vec::new();
-            encoder.encode_delta(&content, &base, &mut out).unwrap();
-            let encoding = Encoding::Delta { digest: page_digest(&content) };
-            let read = |to: &mut [u8]| { to.copy_from_slice(&base); Ok(()) };
-            prop_assert!(decoder.decode(pages as u64, encoding, &out, read).unwrap() == content);
+            for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd1] {
+                let mut out = Vec::new();
+                let codec = encoder.encode_changes(codec, &changes(&content, &base), &mut out);
+                let encoding = Encoding::Delta { codec, digest: page_digest(&content) };
+                let read = |to: &mut [u8]| { to.copy_from_slice(&base); Ok(()) };
+                if out.len() <= content.len() {
+                    prop_assert!(decoder.decode(pages as u64, encoding, &out, read).unwrap() == content);
+                }
+            }
         }
 
         /// Bytes of a peer, made up or damaged on their way past the checksum: an error or some pages, never a panic, and
         /// a delta's result is never anything else than what was meant.
         #[test]
         fn no_data_panic(
-            code in 0..4_u32,
+            code in 0..6_u32,
             pages in 1..=MAX_PAGES_PER_FRAME,
             made_up in prop::collection::vec(any::<u8>(), 1..2000),
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
             from_real in any::<bool>(),
         ) {
-            let content = text(pages as usize * PAGE);
-            let (mut encoder, mut out) = (PageEncoder::new(), Vec::new());
+            // Some text in each page, where zeros were before.
+            let content: Vec<u8> = text(pages as usize * PAGE)
+                .chunks(PAGE)
+                .flat_map(|page| [&page[..900], &[0; PAGE - 900]].concat())
+                .collect();
+            let changes = changes(&content, &vec![0; content.len()]);
             let digest = page_digest(&content);
-            let encoding = [Encoding::Raw, Encoding::Lz4, Encoding::Zstd, Encoding::Delta { digest }][code as usize];
-            match encoding {
-                Encoding::Raw => out.extend_from_slice(&content),
-                Encoding::Lz4 => drop(encoder.encode(Codec::Lz4, &content, &mut out)),
-                Encoding::Zstd => drop(encoder.encode(Codec::Zstd1, &content, &mut out)),
-                Encoding::Delta { .. } => drop(encoder.encode_delta(&content, &vec![0; content.len()], &mut out)),
-            }
+            let delta = |codec| Encoding::Delta { codec, digest };
+            let (mut encoder, mut out) = (PageEncoder::new(), Vec::new());
+            let encoding = match code {
+                0 => { out.extend_from_slice(&content); Encoding::Raw }
+                1 => { encoder.encode(Codec::Lz4, &content, &mut out); Encoding::Lz4 }
+                2 => { encoder.encode(Codec::Zstd1, &content, &mut out); Encoding::Zstd }
+                3 => { out.extend_from_slice(&changes); delta(DeltaCodec::Plain) }
+                4 => { encoder.encode(Codec::Lz4, &changes, &mut out); delta(DeltaCodec::Lz4) }
+                _ => { encoder.encode(Codec::Zstd1, &changes, &mut out); delta(DeltaCodec::Zstd) }
+            };
             let mut data = if from_real { out } else { made_up };
             for (at, value) in damage {
                 let at = at.index(data.len());
@@ -404,7 +455,7 @@ mod tests {
             let read = |to: &mut [u8]| { to.fill(0); Ok(()) };
             if let Ok(decoded) = PageDecoder::new().decode(pages, encoding, &data, read) {
                 prop_assert_eq!(decoded.len() as u64, pages * PAGE_BYTES);
-                if code == 3 {
+                if code >= 3 {
                     prop_assert!(decoded == content);
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   driver ── read ─▶ Batch ─▶ EncoderPool ─▶ Batch with frames ─▶ link        (source)
-//!                      ▲  bases                   │ what was sent
+//!                      ▲  changes                 │ what was sent
 //!                      └────── DeltaCache ◀───────┘
 //!   Chooser: which codec now, from the path's bandwidth and the measured cost of each
 //!
@@ -16,6 +16,7 @@ mod batch;
 mod cache;
 mod choice;
 mod codec;
+mod delta;
 mod pool;
 
 pub use choice::Compress;
