@@ -549,7 +549,6 @@ impl Driver<'_> {
             // For so few pages another thread would not be awake in time.
             if let Some(mut batch) = self.batch.take() {
                 batch.trial = trial.take();
-                self.compare(&mut batch);
                 self.encoders.encode(&mut batch);
                 self.send_batch(batch, &mut zero, &mut sent)?;
             }
@@ -631,6 +630,9 @@ impl Driver<'_> {
             left = rest;
             let memory = self.vmm.memory();
             batch.read(piece, |buffer| memory.read(piece, buffer))?;
+            if plan.deltas {
+                batch.compare(&mut self.cache);
+            }
         }
         Ok(())
     }
@@ -644,7 +646,6 @@ impl Driver<'_> {
     ) -> Result<(), VmmError> {
         let Some(mut batch) = self.batch.take() else { return Ok(()) };
         batch.trial = trial.take();
-        self.compare(&mut batch);
         if self.encoders.is_full()
             && let Some(first) = self.encoders.take()
         {
@@ -655,13 +656,6 @@ impl Driver<'_> {
             self.send_batch(ready, zero, sent)?;
         }
         Ok(())
-    }
-
-    /// Finds what has changed in a batch's pages, where that is to be sent.
-    fn compare(&mut self, batch: &mut Batch) {
-        if batch.keeps && !self.cache.is_empty() {
-            batch.compare(&mut self.cache);
-        }
     }
 
     /// Sends what became of a batch.
@@ -679,7 +673,7 @@ impl Driver<'_> {
                     let (count_pages, encoding) = (pages.runs.pages(), pages.encoding);
                     let bytes = self.queue_pages(pages, sent)?;
                     count(encoding, Encoded { pages: count_pages, bytes }, sent);
-                    for (page, content) in held.pages() {
+                    for (page, content) in held.new_pages() {
                         if batch.keeps && (self.cache.takes_any() || self.source.is_written_again(page)) {
                             self.cache.put(page, content);
                         } else {

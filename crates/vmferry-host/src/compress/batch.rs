@@ -7,9 +7,10 @@ use std::time::Duration;
 use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun};
 use vmferry_core::wire::{Encoding, MAX_PAGES_PER_FRAME, PageRuns, Pages, page_digest, stream_of};
 
+use super::buffer::Buffer;
 use super::cache::DeltaCache;
 use super::codec::{Codec, PageEncoder};
-use super::delta::append_changes;
+use super::delta::{append_changes, apply_changes};
 use super::is_zero;
 use crate::clock::processor_time;
 
@@ -26,6 +27,8 @@ const DELTA_SHARE: f64 = 0.75;
 /// Or at most this share of the page. What is expected is that of other pages: changes that are more than a page had to be cost
 /// little against a page as it is.
 const DELTA_CHANGED_MIN: f64 = 0.25;
+/// How fast the driver compares pages. Not measured: to ask for a thread's time takes as long as a page.
+const COMPARED_BYTES_PER_S: f64 = 4e9;
 /// So many neighbours that the codec makes no smaller are not encoded with others.
 const ALONE_PAGES: u64 = 16;
 
@@ -90,14 +93,16 @@ pub(crate) enum Content<'a> {
 pub(crate) struct Held<'a> {
     runs: &'a [Placed],
     content: &'a [u8],
+    compared: &'a [Compared],
 }
 
 impl<'a> Held<'a> {
-    /// Each page.
-    pub(crate) fn pages(self) -> impl Iterator<Item = (PageNumber, &'a [u8])> {
+    /// Each page that is not up to date in the cache.
+    pub(crate) fn new_pages(self) -> impl Iterator<Item = (PageNumber, &'a [u8])> {
         self.runs.iter().flat_map(move |placed| {
-            let content = &self.content[placed.bytes()];
-            placed.run.pages().zip(content.chunks_exact(PAGE))
+            let pages = placed.run.pages().zip(placed.at..);
+            let are_new = pages.filter(move |&(_, at)| self.compared.get(at).is_none_or(|page| *page == Compared::New));
+            are_new.map(move |(page, at)| (page, &self.content[at * PAGE..][..PAGE]))
         })
     }
 }
@@ -128,15 +133,13 @@ pub(crate) struct Batch {
     pub(crate) trial: Option<Codec>,
     /// The most pages to take.
     pub(crate) pages_max: u64,
-    /// Pages that are written again are to be kept once they are sent.
+    /// Pages are compared with what the target has of them, and those that are written again are kept once they are sent.
     pub(crate) keeps: bool,
     runs: Vec<PageRun>,
-    content: Vec<u8>,
-    /// For each page that was compared, where its changes are in `changes`, if they are few.
-    changes_at: Vec<Option<Range<usize>>>,
+    content: Buffer,
+    /// For each page that was compared, what came of it.
+    compared: Vec<Compared>,
     changes: Vec<u8>,
-    /// The driver's time for that.
-    compared_in: Duration,
     /// The connections that there are; pages of different ones go in different frames.
     pub(crate) streams: u16,
     /// Pages that go together, for each connection: those that go by themselves, and those as changes.
@@ -145,7 +148,7 @@ pub(crate) struct Batch {
     /// The runs of all frames, one after another, and where they are.
     frame_runs: Vec<PageRun>,
     frame_places: Vec<Placed>,
-    out: Vec<u8>,
+    out: Buffer,
     /// Pages that are not neighbours, and their changes, as one piece.
     gathered: Vec<u8>,
     gathered_changes: Vec<u8>,
@@ -161,16 +164,15 @@ impl Batch {
             pages_max: BATCH_PAGES,
             keeps: false,
             runs: Vec::new(),
-            content: Vec::new(),
-            changes_at: Vec::new(),
+            content: Buffer::default(),
+            compared: Vec::new(),
             changes: Vec::new(),
-            compared_in: Duration::ZERO,
             streams: 1,
             groups: Vec::new(),
             frames: Vec::new(),
             frame_runs: Vec::new(),
             frame_places: Vec::new(),
-            out: Vec::new(),
+            out: Buffer::default(),
             gathered: Vec::new(),
             gathered_changes: Vec::new(),
             costs: Costs::default(),
@@ -183,14 +185,13 @@ impl Batch {
         (self.pages_max, self.keeps, self.streams) = (BATCH_PAGES, false, 1);
         self.costs = Costs::default();
         self.runs.clear();
-        self.content.clear();
-        self.changes_at.clear();
+        self.content.truncate(0);
+        self.compared.clear();
         self.changes.clear();
-        self.compared_in = Duration::ZERO;
         self.frames.clear();
         self.frame_runs.clear();
         self.frame_places.clear();
-        self.out.clear();
+        self.out.truncate(0);
     }
 
     /// How many more pages it takes.
@@ -205,8 +206,7 @@ impl Batch {
     pub(crate) fn read<E>(&mut self, run: PageRun, read: impl FnOnce(&mut [u8]) -> Result<(), E>) -> Result<(), E> {
         assert!(run.count <= self.room_pages(), "{run:?} does not fit");
         let start = self.content.len();
-        self.content.resize(start + run.count as usize * PAGE, 0);
-        if let Err(error) = read(&mut self.content[start..]) {
+        if let Err(error) = read(self.content.grow(run.count as usize * PAGE)) {
             self.content.truncate(start);
             return Err(error);
         }
@@ -214,19 +214,27 @@ impl Batch {
         Ok(())
     }
 
-    /// Compares all pages that were read with what the target has of them.
+    /// Compares the pages that were just read with what the target has of them, and brings the cache up to date where it has
+    /// them. To be called after each reading, or not at all.
     pub(crate) fn compare(&mut self, cache: &mut DeltaCache) {
-        let began = processor_time();
         let expected = if self.codec == Codec::Raw { 1.0 } else { self.expected_share };
         let most = ((expected * DELTA_SHARE).max(DELTA_CHANGED_MIN) * PAGE as f64) as usize;
-        let pages = self.runs.iter().flat_map(|run| run.pages()).zip(self.content.chunks_exact(PAGE));
-        for (page, content) in pages.skip(self.changes_at.len()) {
+        let Some(run) = self.runs.last() else { return };
+        let read = &self.content[self.content.len() - run.count as usize * PAGE..];
+        for (page, content) in run.pages().zip(read.chunks_exact(PAGE)) {
+            let Some(base) = cache.get(page) else {
+                self.compared.push(Compared::New);
+                continue;
+            };
             let start = self.changes.len();
-            let base = cache.get(page);
-            let are_few = base.is_some_and(|base| append_changes(content, base, most, &mut self.changes));
-            self.changes_at.push(are_few.then_some(start..self.changes.len()));
+            if append_changes(content, base, most, &mut self.changes) {
+                apply_changes(&self.changes[start..], base).expect("changes that were just found");
+                self.compared.push(Compared::Changed(start..self.changes.len()));
+            } else {
+                base.copy_from_slice(content);
+                self.compared.push(Compared::Other);
+            }
         }
-        self.compared_in += processor_time().saturating_sub(began);
     }
 
     /// What it cost, once encoded.
@@ -238,7 +246,8 @@ impl Batch {
     pub(crate) fn contents(&self) -> impl Iterator<Item = Content<'_>> {
         self.frames.iter().map(|frame| {
             let runs = &self.frame_runs[frame.runs.clone()];
-            let held = Held { runs: &self.frame_places[frame.runs.clone()], content: &self.content };
+            let held =
+                Held { runs: &self.frame_places[frame.runs.clone()], content: &self.content, compared: &self.compared };
             match &frame.form {
                 Form::Zero => Content::Zero(runs[0]),
                 Form::Raw => {
@@ -271,9 +280,6 @@ impl Batch {
             self.encode_group(encoder, stream, false);
         }
         self.costs.time = processor_time().saturating_sub(began);
-        if self.costs.delta.content_bytes > 0 {
-            self.costs.delta.time += self.compared_in;
-        }
     }
 
     fn kind(&self, page: usize) -> Kind {
@@ -281,7 +287,7 @@ impl Batch {
         if is_zero(content) {
             return Kind::Zero;
         }
-        if matches!(self.changes_at.get(page), Some(Some(_))) { Kind::Based } else { Kind::New }
+        if matches!(self.compared.get(page), Some(Compared::Changed(_))) { Kind::Based } else { Kind::New }
     }
 
     /// Puts neighbours of one kind with those that they go with.
@@ -363,13 +369,14 @@ impl Batch {
         let content = together(&self.content, &mut self.gathered, group.iter().map(Placed::bytes));
         let pages = group.iter().flat_map(|placed| placed.at..placed.at + placed.run.count as usize);
         let changes =
-            together(&self.changes, &mut self.gathered_changes, pages.filter_map(|page| self.changes_at[page].clone()));
+            together(&self.changes, &mut self.gathered_changes, pages.filter_map(|page| self.compared[page].changes()));
         let start = self.out.len();
         let began = processor_time();
         let codec = encoder.encode_changes(self.codec, changes, &mut self.out);
         let bytes = self.out.len() - start;
         let digest = page_digest(content);
         self.costs.delta.add(content.len(), bytes, began);
+        self.costs.delta.time += Duration::from_secs_f64(content.len() as f64 / COMPARED_BYTES_PER_S);
         if bytes > most_worth_sending(content.len()) {
             self.out.truncate(start);
             return None;
@@ -393,6 +400,26 @@ fn together<'a>(
     buffer.clear();
     pieces.for_each(|piece| buffer.extend_from_slice(&all[piece]));
     buffer
+}
+
+/// What came of comparing a page with what the target has.
+#[derive(Debug, Clone, PartialEq)]
+enum Compared {
+    /// The target does not have it, as far as is known.
+    New,
+    /// The target has it, and it has changed a lot. It is in the cache.
+    Other,
+    /// The target has it but for these changes. It is in the cache.
+    Changed(Range<usize>),
+}
+
+impl Compared {
+    fn changes(&self) -> Option<Range<usize>> {
+        match self {
+            Self::Changed(changes) => Some(changes.clone()),
+            Self::New | Self::Other => None,
+        }
+    }
 }
 
 /// What kind of page it is to the encoder.
@@ -432,7 +459,7 @@ mod tests {
                 Content::Zero(run) => run.pages().for_each(|page| drop(self.pages.insert(page, vec![0; PAGE]))),
                 Content::Pages(pages, held) => {
                     let numbers: Vec<PageNumber> = pages.runs.iter().flat_map(|run| run.pages()).collect();
-                    assert!(held.pages().map(|(page, _)| page).eq(numbers.iter().copied()));
+                    assert!(held.new_pages().all(|(page, _)| numbers.contains(&page)));
                     let here = &self.pages;
                     let read = |to: &mut [u8]| {
                         to.chunks_mut(PAGE).zip(&numbers).for_each(|(to, page)| to.copy_from_slice(&here[page]));
@@ -481,7 +508,7 @@ mod tests {
                 Content::Zero(run) => run.pages().for_each(|page| cache.remove(page)),
                 Content::Pages(pages, held) => {
                     bytes += pages.data.len() as u64;
-                    for (page, content) in held.pages() {
+                    for (page, content) in held.new_pages() {
                         // Some are kept, others not.
                         if page.0.is_multiple_of(5) { cache.remove(page) } else { cache.put(page, content) }
                     }

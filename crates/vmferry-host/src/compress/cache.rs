@@ -1,8 +1,9 @@
 //! What the target has of the pages that are written again and again: the base of their next delta.
 //!
-//! Invariant: what is in here for a page is exactly what the target has of it once it has read everything sent so far. So
-//! content comes in only after it was sent, and a page that goes without its content being kept leaves. Bounded; the pages
-//! not used for longest leave first, roughly (a clock with one bit a page).
+//! Invariant: what is in here for a page is exactly what the target has of it once it has read everything sent so far, and
+//! what is about to be sent. So content comes in only with its page's sending, in whatever form; a page that goes without its
+//! content being kept leaves; and if a sending fails, so does the migration. Bounded; the pages not used for longest leave
+//! first, roughly (a clock with one bit a page).
 
 use std::collections::HashMap;
 
@@ -61,11 +62,11 @@ impl DeltaCache {
         self.slots.contains_key(&page)
     }
 
-    /// What the target has of the page.
-    pub(crate) fn get(&mut self, page: PageNumber) -> Option<&[u8]> {
+    /// What the target has of the page. It can be brought up to date, if the page is about to be sent.
+    pub(crate) fn get(&mut self, page: PageNumber) -> Option<&mut [u8]> {
         let &slot = self.slots.get(&page)?;
         self.used[slot] = true;
-        Some(&self.content[slot * PAGE..][..PAGE])
+        Some(&mut self.content[slot * PAGE..][..PAGE])
     }
 
     /// The page was sent with this content.

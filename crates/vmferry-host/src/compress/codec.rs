@@ -13,6 +13,7 @@ use vmferry_core::wire::{DeltaCodec, Encoding, MAX_PAGES_PER_FRAME, page_digest}
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{compress_bound, find_frame_compressed_size};
 
+use super::buffer::Buffer;
 use super::delta::{BadChanges, apply_changes};
 use crate::memory::MemoryError;
 
@@ -113,7 +114,7 @@ impl PageEncoder {
 
     /// Appends the content as `codec` makes it to `out`, and returns how many bytes that are; `None` where nothing was
     /// appended, because it is to go as it is.
-    pub(crate) fn encode(&mut self, codec: Codec, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+    pub(crate) fn encode(&mut self, codec: Codec, content: &[u8], out: &mut Buffer) -> Option<usize> {
         match codec {
             Codec::Raw => None,
             Codec::Lz4 => self.lz4(content, out),
@@ -124,7 +125,7 @@ impl PageEncoder {
     }
 
     /// Appends changes of pages, by the codec if it makes them fewer bytes; and how they were encoded.
-    pub(crate) fn encode_changes(&mut self, codec: Codec, changes: &[u8], out: &mut Vec<u8>) -> DeltaCodec {
+    pub(crate) fn encode_changes(&mut self, codec: Codec, changes: &[u8], out: &mut Buffer) -> DeltaCodec {
         let encoding = match codec {
             Codec::Raw => DeltaCodec::Plain,
             Codec::Lz4 => DeltaCodec::Lz4,
@@ -137,16 +138,16 @@ impl PageEncoder {
                 _ => out.truncate(start),
             }
         }
-        out.extend_from_slice(changes);
+        out.append(changes);
         DeltaCodec::Plain
     }
 
-    fn lz4(&mut self, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+    fn lz4(&mut self, content: &[u8], out: &mut Buffer) -> Option<usize> {
         let table = if content.len() < LZ4_LARGE_BYTES { &mut self.lz4_small } else { &mut self.lz4_large };
         append(out, get_maximum_output_size(content.len()), |room| compress_into_with_table(content, room, table).ok())
     }
 
-    fn zstd(&mut self, level: i32, content: &[u8], out: &mut Vec<u8>) -> Option<usize> {
+    fn zstd(&mut self, level: i32, content: &[u8], out: &mut Buffer) -> Option<usize> {
         let compressor = match &mut self.zstd {
             Some(compressor) => compressor,
             none => none.insert(Compressor::new(level).ok()?),
@@ -179,10 +180,9 @@ impl PageEncoder {
 }
 
 /// Lets `fill` write behind the end of `out`, where there is so much room, and keeps what it wrote.
-fn append(out: &mut Vec<u8>, room: usize, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<usize> {
+fn append(out: &mut Buffer, room: usize, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> Option<usize> {
     let start = out.len();
-    out.resize(start + room, 0);
-    let bytes = fill(&mut out[start..]);
+    let bytes = fill(out.grow(room));
     out.truncate(start + bytes.unwrap_or(0));
     bytes
 }
@@ -325,7 +325,8 @@ mod tests {
         for pages in [1, 2, 15, 16, 17, 64, 256] {
             for content in [vec![7; pages * PAGE], text(pages * PAGE), noise(3, pages * PAGE)] {
                 for (codec, encoding) in Codec::ENCODING.map(|codec| (codec, codec.encoding())) {
-                    let mut out = b"before".to_vec();
+                    let mut out = Buffer::default();
+                    out.append(b"before");
                     let bytes = encoder.encode(codec, &content, &mut out).unwrap();
                     assert_eq!((out.len(), &out[..6]), (6 + bytes, &b"before"[..]));
                     let decoded = decoder.decode(pages as u64, encoding, &out[6..], no_base).unwrap();
@@ -362,7 +363,7 @@ mod tests {
         let mut encoder = PageEncoder::new();
         let mut decoder = PageDecoder::new();
         for (codec, encoding) in Codec::ENCODING.map(|codec| (codec, codec.encoding())) {
-            let mut out = Vec::new();
+            let mut out = Buffer::default();
             encoder.encode(codec, &text(4 * PAGE), &mut out).unwrap();
             for pages in [1, 3, 5, 256] {
                 assert!(decoder.decode(pages, encoding, &out, no_base).is_err(), "{codec:?} as {pages} pages");
@@ -370,7 +371,7 @@ mod tests {
             assert!(decoder.decode(4, encoding, &out[..out.len() - 1], no_base).is_err(), "{codec:?} cut");
         }
         // Two frames that would be right together.
-        let mut out = Vec::new();
+        let mut out = Buffer::default();
         encoder.encode(Codec::Zstd1, &text(2 * PAGE), &mut out).unwrap();
         encoder.encode(Codec::Zstd1, &text(2 * PAGE), &mut out).unwrap();
         assert!(matches!(decoder.decode(4, Encoding::Zstd, &out, no_base), Err(PagesError::NotOneFrame)));
@@ -405,16 +406,18 @@ mod tests {
             }
             let (mut encoder, mut decoder) = (PageEncoder::new(), PageDecoder::new());
             for (codec, encoding) in Codec::ENCODING.map(|codec| (codec, codec.encoding())) {
-                let mut out = Vec::new();
+                let mut out = Buffer::default();
                 encoder.encode(codec, &content, &mut out).unwrap();
                 prop_assert!(decoder.decode(pages as u64, encoding, &out, no_base).unwrap() == content);
             }
+            let changes = changes(&content, &base);
             for codec in [Codec::Raw, Codec::Lz4, Codec::Zstd1] {
-                let mut out = Vec::new();
-                let codec = encoder.encode_changes(codec, &changes(&content, &base), &mut out);
+                let mut out = Buffer::default();
+                let codec = encoder.encode_changes(codec, &changes, &mut out);
                 let encoding = Encoding::Delta { codec, digest: page_digest(&content) };
                 let read = |to: &mut [u8]| { to.copy_from_slice(&base); Ok(()) };
-                if out.len() <= content.len() {
+                // Longer ones are never sent.
+                if changes.len() <= content.len() {
                     prop_assert!(decoder.decode(pages as u64, encoding, &out, read).unwrap() == content);
                 }
             }
@@ -438,16 +441,16 @@ mod tests {
             let changes = changes(&content, &vec![0; content.len()]);
             let digest = page_digest(&content);
             let delta = |codec| Encoding::Delta { codec, digest };
-            let (mut encoder, mut out) = (PageEncoder::new(), Vec::new());
+            let (mut encoder, mut out) = (PageEncoder::new(), Buffer::default());
             let encoding = match code {
-                0 => { out.extend_from_slice(&content); Encoding::Raw }
+                0 => { out.append(&content); Encoding::Raw }
                 1 => { encoder.encode(Codec::Lz4, &content, &mut out); Encoding::Lz4 }
                 2 => { encoder.encode(Codec::Zstd1, &content, &mut out); Encoding::Zstd }
-                3 => { out.extend_from_slice(&changes); delta(DeltaCodec::Plain) }
+                3 => { out.append(&changes); delta(DeltaCodec::Plain) }
                 4 => { encoder.encode(Codec::Lz4, &changes, &mut out); delta(DeltaCodec::Lz4) }
                 _ => { encoder.encode(Codec::Zstd1, &changes, &mut out); delta(DeltaCodec::Zstd) }
             };
-            let mut data = if from_real { out } else { made_up };
+            let mut data = if from_real { out.to_vec() } else { made_up };
             for (at, value) in damage {
                 let at = at.index(data.len());
                 data[at] = value;

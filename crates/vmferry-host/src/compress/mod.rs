@@ -13,6 +13,7 @@
 //! meanwhile.
 
 mod batch;
+mod buffer;
 mod cache;
 mod choice;
 mod codec;

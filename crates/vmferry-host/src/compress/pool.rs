@@ -236,7 +236,7 @@ mod tests {
         let runs = batch.contents().map(|content| match content {
             Content::Zero(run) => panic!("{run:?} is not zero"),
             Content::Pages(pages, content) => {
-                assert!(content.pages().all(|(_, page)| page.iter().all(|&byte| byte == number as u8 | 1)));
+                assert!(content.new_pages().all(|(_, page)| page.iter().all(|&byte| byte == number as u8 | 1)));
                 assert!((pages.data.len() as u64) < PAGE_BYTES / 2);
                 pages.runs[0]
             }
