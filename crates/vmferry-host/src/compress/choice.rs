@@ -861,6 +861,28 @@ mod tests {
         assert!(late.iter().all(|&codec| codec == Codec::Raw));
     }
 
+    #[test]
+    fn pages_that_can_go_as_deltas_do_while_the_path_is_looked_at() {
+        let mut chooser = Chooser::new(Compress::Auto, true, 1.5);
+        let deltas = |chooser: &mut Chooser, may_be_deltas| {
+            let plan = chooser.plan(ms(50), &Path { may_be_deltas, ..path(10e6) });
+            (plan.codec != Codec::Raw, plan.deltas)
+        };
+        assert_eq!(deltas(&mut chooser, false), (true, true));
+        for look in [Look::Glimpse(0), Look::Long(ms(49))] {
+            chooser.look = Some(look);
+            assert_eq!(deltas(&mut chooser, false), (false, false), "{look:?}");
+            assert_eq!(deltas(&mut chooser, true), (true, true), "{look:?}");
+            assert!(chooser.look.is_some(), "it waits for other pages");
+        }
+        // None begins with them.
+        chooser.look = None;
+        for at in (50..20_000).step_by(10) {
+            chooser.plan(ms(at), &Path { may_be_deltas: true, ..path(10e6) });
+            assert!(chooser.look.is_none());
+        }
+    }
+
     /// Encoders, sender and target share the processors: by their own figures the encoders keep up with a path that carries
     /// 1 GB/s, and pages take twice as long as without them.
     #[test]
