@@ -161,8 +161,7 @@ pub(super) fn collect(qmp: &mut QmpClient, pid: u32) -> Result<Facts, QemuError>
         })
         .collect();
     let migration = qmp.execute("query-migrate")?;
-    let mut tree = Tree::default();
-    tree.walk(qmp, "/machine", 0)?;
+    let tree = Tree::of_machine(qmp)?;
     let mut free_page_reporting = Vec::new();
     for device in tree.devices.iter().filter(|device| device.kind.starts_with("virtio-balloon")) {
         if property(qmp, &device.path, "free-page-reporting")? == Some(Value::Bool(true)) {
@@ -302,8 +301,8 @@ fn children(qmp: &mut QmpClient, path: &str) -> Result<Option<Vec<Device>>, Qemu
     Ok(Some(answer.as_array().map(|entries| entries.iter().filter_map(child).collect()).unwrap_or_default()))
 }
 
-/// A walk over the tree of objects.
-#[derive(Default)]
+/// The devices in the tree of objects, children before their parents.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Tree {
     devices: Vec<Device>,
     visited: usize,
@@ -311,6 +310,50 @@ struct Tree {
 }
 
 impl Tree {
+    /// By one command, where it is known and its answer can be read: to ask for each node takes some dozens of answers, each
+    /// of which waits for QEMU's main loop.
+    fn of_machine(qmp: &mut QmpClient) -> Result<Self, QemuError> {
+        if let Some(tree) = hmp(qmp, "info qom-tree")?.and_then(|text| Self::parse(&text)) {
+            return Ok(tree);
+        }
+        let mut tree = Self::default();
+        tree.walk(qmp, "/machine", 0)?;
+        Ok(tree)
+    }
+
+    /// From the answer to `info qom-tree`: a line `/name (type)` for each object, two spaces further in for each level. `None`
+    /// if it is anything else.
+    fn parse(text: &str) -> Option<Self> {
+        let mut tree = Self::default();
+        // The path of the line before, by level; `None` below what is left out.
+        let mut paths: Vec<Option<String>> = Vec::new();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            let object = line.trim_start_matches(' ');
+            let spaces = line.len() - object.len();
+            let (name, kind) = object.strip_prefix('/')?.strip_suffix(')')?.rsplit_once(" (")?;
+            if spaces % 2 != 0 || spaces / 2 > paths.len() || (spaces == 0) != (tree.visited == 0) {
+                return None;
+            }
+            tree.visited += 1;
+            paths.truncate(spaces / 2);
+            let path = match paths.last() {
+                None if name == "machine" => Some("/machine".to_owned()),
+                None => return None,
+                Some(_) if QOM_LEAVES.contains(&kind) => None,
+                Some(parent) => parent.as_ref().map(|parent| format!("{parent}/{name}")),
+            };
+            if let Some(path) = &path
+                && spaces > 0
+                && kind != "container"
+            {
+                tree.devices.push(Device { path: path.clone(), kind: kind.to_owned() });
+            }
+            paths.push(path);
+        }
+        tree.devices.reverse();
+        (tree.visited > 0).then_some(tree)
+    }
+
     fn walk(&mut self, qmp: &mut QmpClient, path: &str, depth: usize) -> Result<(), QemuError> {
         if self.visited == MAX_QOM_NODES || depth == MAX_QOM_DEPTH {
             self.incomplete = true;
@@ -378,6 +421,38 @@ fn with_cause(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tree_of_objects_is_read_from_its_text() {
+        let text = "/machine (pc-q35-10.0-machine)\r\n  /peripheral (container)\r\n    /net0 (virtio-net-pci)\r\n      \
+                    /bus master container[0] (memory-region)\r\n        /odd (thing)\r\n      /virtio-backend (virtio-net-device)\r\n  \
+                    /q35 (q35-pcihost)\r\n    /a (b) c (mch)\r\n";
+        let tree = Tree::parse(text).unwrap();
+        let device = |path: &str, kind: &str| Device { path: path.to_owned(), kind: kind.to_owned() };
+        let mut expected = vec![
+            device("/machine/peripheral/net0", "virtio-net-pci"),
+            device("/machine/peripheral/net0/virtio-backend", "virtio-net-device"),
+            device("/machine/q35", "q35-pcihost"),
+            device("/machine/q35/a (b) c", "mch"),
+        ];
+        expected.reverse();
+        assert_eq!((tree.devices, tree.incomplete), (expected, false));
+        let whole = "/machine (m)\n  /a (b)\n";
+        assert!(Tree::parse(whole).is_some());
+        for other in [
+            "",
+            "unknown command: 'info qom-tree'",
+            "/objects (container)",
+            "/machine (m)\n   /a (b)",
+            "/machine (m)\n    /a (b)",
+            "/machine (m)\n/machine (m)",
+            "  /machine (m)",
+            "/machine (m)\n  /a",
+            "/machine (m)\n  a (b)",
+        ] {
+            assert_eq!(Tree::parse(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn network_backends_are_the_types_that_are_no_cards() {
