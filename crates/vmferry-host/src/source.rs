@@ -521,16 +521,17 @@ impl Driver<'_> {
         let (is_straight, mut trial) = (plan.codec == Codec::Raw && !plan.deltas, plan.trial);
         let mut sent = SentPages::default();
         let mut zero = ZeroRuns::new(self.source.streams());
+        let armed;
         let to_send = match at_read {
-            AtRead::Ignore => runs.to_vec(),
+            AtRead::Ignore => runs,
             AtRead::Rearm | AtRead::Skip => {
                 let began = processor_time();
-                let to_send = self.arm(runs, at_read == AtRead::Skip, &mut sent)?;
-                sent.arming = (runs.len() as u64, processor_time().saturating_sub(began));
-                to_send
+                armed = self.arm(runs, at_read == AtRead::Skip, &mut sent)?;
+                sent.arming = processor_time().saturating_sub(began);
+                &armed
             }
         };
-        for run in to_send {
+        for &run in to_send {
             if !is_straight || trial.is_some() {
                 let tried = if is_straight { TRIAL_PAGES } else { u64::MAX };
                 let (first, rest) = run.split_front(tried);
@@ -566,7 +567,7 @@ impl Driver<'_> {
         }
         let now = self.now();
         // What others do on the machine meanwhile does not count: the guest is one of them, and stands still in the pause.
-        let driver = processor_time().saturating_sub(began_working + sent.arming.1);
+        let driver = processor_time().saturating_sub(began_working + sent.arming);
         sent.busy = (now - starts).saturating_sub(self.waited() - waited);
         sent.working = driver + sent.encoding / self.encoders.workers();
         // Zero pages are few bytes and some work on either side: where there are many, the bytes say little.
@@ -574,7 +575,7 @@ impl Driver<'_> {
         let is_mostly_content = sent.content_pages() > zero_pages;
         let handed = Handed {
             began: sent.began.unwrap_or(now),
-            busy: sent.busy.saturating_sub(sent.arming.1),
+            busy: sent.busy.saturating_sub(sent.arming),
             all_raw: is_mostly_content && sent.raw_pages == sent.content_pages(),
             is_plain: is_mostly_content && sent.delta.pages == 0,
             content_bytes: sent.content_pages() * PAGE_BYTES,

@@ -210,8 +210,7 @@ impl Driver<'_> {
                 let armed = self.guest.scan_run(run, &mut written);
                 let took_ns = costs.call_ns + costs.page_ns * run.count as f64 + costs.written_ns * armed as f64;
                 self.take(took_ns);
-                sent.arming.0 += 1;
-                sent.arming.1 += Duration::from_nanos(took_ns as u64);
+                sent.arming += Duration::from_nanos(took_ns as u64);
                 if at_read == AtRead::Skip {
                     to_send = run.without(&written);
                     sent.skipped.append(&mut written);

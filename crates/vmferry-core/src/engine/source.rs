@@ -241,8 +241,8 @@ pub struct SentPages {
     pub encoding: Duration,
     /// The sender's processor time, without scans: that of the driver, and its part of what encoders did.
     pub working: Duration,
-    /// The driver's processor time for arming pages again before they were read, by how many runs; none of it is in `working`.
-    pub arming: (u64, Duration),
+    /// The driver's processor time for arming the action's runs again before they were read; none of it is in `working`.
+    pub arming: Duration,
     /// How long the driver did not listen, from the beginning to the end, without what it waited for the path.
     pub busy: Duration,
     /// Of all these bytes, those that went by further connections.
@@ -820,6 +820,7 @@ impl Source {
     pub fn handle_pages_sent(&mut self, now: Duration, sent: &SentPages) {
         self.acted();
         self.count_encodings(sent);
+        self.work.armed(self.sending.len() as u64, sent.arming);
         let mut skipped = sent.skipped.iter().flat_map(|run| run.pages()).peekable();
         for page in self.sending.drain(..).flat_map(PageRun::pages) {
             if skipped.next_if_eq(&page).is_none() && !self.ever_sent.insert(page) {
@@ -836,7 +837,6 @@ impl Source {
         let sent_pages = sent.content_pages() + zero_pages;
         self.sizes.sent(self.sending_class, sent_pages, sent.bytes());
         self.work.worked(self.sending_class, sent_pages, sent.working);
-        self.work.armed(sent.arming.0, sent.arming.1);
         if let Some(ping) = &mut self.ping {
             ping.busy += sent.busy;
         }

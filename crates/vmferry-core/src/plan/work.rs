@@ -72,9 +72,9 @@ impl PageWork {
         }
     }
 
-    /// Arming so many runs again before they were read took so long.
+    /// Arming so many runs again before they were read took so long; no time at all if they were not.
     pub fn armed(&mut self, runs: u64, time: Duration) {
-        if runs > 0 {
+        if runs > 0 && !time.is_zero() {
             let sample = time.as_secs_f64() / runs as f64;
             self.arming += if self.arming == 0.0 { sample } else { (sample - self.arming) / ARMING_PARTS };
         }
@@ -117,6 +117,7 @@ mod tests {
         let mut work = PageWork::new();
         assert!(work.arming_pays(100, 100, 1e-6), "nothing is known");
         work.armed(0, Duration::from_secs(1));
+        work.armed(128, Duration::ZERO);
         (0..100).for_each(|_| work.armed(128, Duration::from_micros(640)));
         assert!(!work.arming_pays(128, 128, 10e-6), "5 µs each, to spare one in ten");
         assert!(work.arming_pays(128, 128, 60e-6));

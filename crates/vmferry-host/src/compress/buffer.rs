@@ -20,6 +20,12 @@ impl Buffer {
         &mut self.bytes[start..end]
     }
 
+    /// So many bytes, instead of all that it held.
+    pub(crate) fn room(&mut self, bytes: usize) -> &mut [u8] {
+        self.truncate(0);
+        self.grow(bytes)
+    }
+
     /// Appends these.
     pub(crate) fn append(&mut self, bytes: &[u8]) {
         self.grow(bytes.len()).copy_from_slice(bytes);

@@ -199,13 +199,13 @@ fn entropy_bits(bytes: &[u8]) -> f64 {
 /// Decodes pages. It keeps what it works with.
 pub(crate) struct PageDecoder {
     zstd: Option<Decompressor<'static>>,
-    content: Vec<u8>,
-    changes: Vec<u8>,
+    content: Buffer,
+    changes: Buffer,
 }
 
 impl PageDecoder {
     pub(crate) fn new() -> Self {
-        Self { zstd: None, content: Vec::new(), changes: Vec::new() }
+        Self { zstd: None, content: Buffer::default(), changes: Buffer::default() }
     }
 
     /// The content of so many pages, at most [`MAX_PAGES_PER_FRAME`], from the data of their message. For a delta,
@@ -227,8 +227,8 @@ impl PageDecoder {
                 let found = data.len();
                 return if found == expected { Ok(data) } else { Err(PagesError::Length { found, expected }) };
             }
-            Encoding::Lz4 => from_lz4(data, room(&mut self.content, expected))?,
-            Encoding::Zstd => from_zstd(&mut self.zstd, data, room(&mut self.content, expected))?,
+            Encoding::Lz4 => from_lz4(data, self.content.room(expected))?,
+            Encoding::Zstd => from_zstd(&mut self.zstd, data, self.content.room(expected))?,
             Encoding::Delta { codec, digest } => {
                 // As long as pages at the most: then there are better ways to send them.
                 let changes = match codec {
@@ -238,7 +238,7 @@ impl PageDecoder {
                         decoded(&mut self.changes, expected, |room| from_zstd(&mut self.zstd, data, room))?
                     }
                 };
-                let content = room(&mut self.content, expected);
+                let content = self.content.room(expected);
                 read_base(content)?;
                 apply_changes(changes, content).map_err(|BadChanges| PagesError::Changes)?;
                 return if page_digest(content) == digest { Ok(content) } else { Err(PagesError::OtherBase) };
@@ -265,21 +265,13 @@ fn from_zstd(zstd: &mut Option<Decompressor<'static>>, data: &[u8], room: &mut [
 
 /// What `decode` leaves in a buffer of so many bytes.
 fn decoded(
-    buffer: &mut Vec<u8>,
+    buffer: &mut Buffer,
     most: usize,
     decode: impl FnOnce(&mut [u8]) -> Result<usize, PagesError>,
 ) -> Result<&[u8], PagesError> {
-    let room = room(buffer, most);
+    let room = buffer.room(most);
     let bytes = decode(room)?;
     Ok(&room[..bytes])
-}
-
-/// The first bytes of a buffer that grows as needed, up to the longest message's pages.
-fn room(buffer: &mut Vec<u8>, bytes: usize) -> &mut [u8] {
-    if buffer.len() < bytes {
-        buffer.resize(bytes, 0);
-    }
-    &mut buffer[..bytes]
 }
 
 #[cfg(test)]
