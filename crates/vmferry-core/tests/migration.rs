@@ -1142,6 +1142,32 @@ fn limits_changed_while_running_are_obeyed() {
     assert!(report.total_ms < 1500.0, "{report:#?}");
 }
 
+/// While a path is narrow, or a host too busy to confirm in time, few pages are sent; few pages do not fill it when it is wide.
+#[test]
+fn a_path_that_becomes_wide_is_noticed() {
+    for seed in 0..20 {
+        for arm in [Arm::DEFAULT, Arm::PLAIN] {
+            let guest = Guest { hot_pages: PAGES, writes_per_ms: 5, save_writes: true, discards: false, granule: 1 };
+            let mut world = World::new(seed, guest, 20e6, Fault::None, arm);
+            world.source = Source::new(
+                source_config(seed, arm.predict, world.verify),
+                if arm.predict {
+                    Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(PAGES)))
+                } else {
+                    Box::new(NoPrediction)
+                },
+                arm.policy.build(Patience { passes: 5, time: ms(5000) }),
+            );
+            world.rate_bytes_per_s = 300e3;
+            world.step_for(ms(2000));
+            world.rate_bytes_per_s = 100e6;
+            let (report, _) = world.migrate();
+            assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}, {arm:?}: {report:#?}");
+            assert!(report.total_ms < 4500.0, "seed {seed}, {arm:?}: {report:#?}");
+        }
+    }
+}
+
 #[test]
 fn what_comes_too_late_is_refused() {
     let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::DEFAULT);

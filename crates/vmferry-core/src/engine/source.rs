@@ -1298,7 +1298,8 @@ impl Source {
         let budget_pages = facts.budget_pages() as usize;
         let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * self.config.epoch.as_secs_f64() * PLAN_MARGIN;
         let wanted = (epoch_bytes / facts.sizes.planned_bytes(PageClass::Written)) as usize;
-        let wanted = wanted.max(self.chunk_pages(PageClass::Written) as usize);
+        // After so many there is a scan at once: a path that is wider than measured does not lie idle until the next one.
+        let wanted = wanted.max(self.chunk_pages(PageClass::Written).max(SCAN_MIN_PAGES) as usize);
         let mut ranking = std::mem::take(&mut self.ranking);
         let other_heat = self.rank_pending(&mut ranking, budget_pages, wanted);
 

@@ -6,7 +6,8 @@
 //! meanwhile shows that the path carries at least so much, and not that it carries no more. So a stretch in which it never was
 //! full can only raise the estimate, as samples do that BBR calls application-limited (Cardwell et al., BBR: Congestion-Based
 //! Congestion Control, 2016); and it counts no more once the path was full, since a short burst that a shaper lets through
-//! is faster than all that follow it.
+//! is faster than all that follow it. It counts again if more arrived than a shaper lets through at once: that the path became
+//! wider, or was measured while a host was busy, a sender that plans by the estimate would otherwise never learn.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,6 +23,10 @@ const PEAK_SAMPLES: usize = 16;
 /// A stretch is never taken for shorter than this share of what it took, however long the round trip.
 const STRETCH_SHARE_MIN: u32 = 4;
 
+/// A shaper lets fewer bytes through at once than these and what the path carries in the time.
+const BURST_BYTES: f64 = 2.0 * 1024.0 * 1024.0;
+const BURST_TIME: Duration = Duration::from_millis(100);
+
 /// A smoothed estimate of delivered bytes per second.
 #[derive(Debug, Clone, Default)]
 pub struct RateEstimate {
@@ -35,6 +40,39 @@ pub struct RateEstimate {
     is_certain: bool,
     /// The latest samples of a full path.
     latest: VecDeque<f64>,
+    /// The time in which more arrived than the path carries by the estimate, pauses and all.
+    above: Above,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Above {
+    since: Duration,
+    /// What had been delivered then.
+    delivered: u64,
+    /// The last that was heard.
+    until: (Duration, u64),
+}
+
+impl Above {
+    /// `delivered` bytes have arrived by `now`, over a path that carries so much by the estimate: what it carries at least, if
+    /// that is more.
+    fn delivered(&mut self, now: Duration, delivered: u64, bytes_per_s: f64) -> Option<f64> {
+        let more_than = |since: Duration, before: u64| {
+            let time = now.saturating_sub(since).as_secs_f64();
+            (delivered.saturating_sub(before) as f64 - bytes_per_s * time, time)
+        };
+        let (mut more, mut time) = more_than(self.since, self.delivered);
+        if more <= 0.0 {
+            (self.since, self.delivered) = self.until;
+            (more, time) = more_than(self.since, self.delivered);
+        }
+        self.until = (now, delivered);
+        if more <= BURST_BYTES + bytes_per_s * BURST_TIME.as_secs_f64() || time == 0.0 {
+            return None;
+        }
+        (self.since, self.delivered) = self.until;
+        Some(bytes_per_s + more / time)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -96,6 +134,10 @@ impl RateEstimate {
 
     /// `delivered` bytes have arrived by `now`; `idle` says that nothing is under way any more.
     pub fn delivered(&mut self, now: Duration, delivered: u64, idle: bool, round_trip: Duration) {
+        if let Some(wider) = self.bytes_per_s.and_then(|rate| self.above.delivered(now, delivered, rate)) {
+            self.bytes_per_s = Some(wider);
+            self.latest = VecDeque::from([wider]);
+        }
         let Some(Stretch { since, delivered: before, is_full, from_idle }) = self.busy else { return };
         let waiting = if is_full { &mut self.full } else { &mut self.open };
         let (time, bytes) = (now.saturating_sub(since), delivered.saturating_sub(before));
@@ -202,6 +244,46 @@ mod tests {
         assert_eq!(RateEstimate::new().bytes_per_s(), None);
     }
 
+    /// Few bytes at a time are those of a sender that thinks the path is narrow.
+    #[test]
+    fn a_path_that_became_wide_is_noticed_although_it_is_never_full() {
+        let mut rate = RateEstimate::new();
+        let (mut now, mut delivered) = (ms(0), 0);
+        for _ in 0..10 {
+            rate.busy(now, delivered);
+            rate.full();
+            (now, delivered) = (now + ms(100), delivered + 200_000);
+            rate.delivered(now, delivered, true, Duration::ZERO);
+        }
+        assert_eq!(rate.bytes_per_s(), Some(2e6));
+        for _ in 0..1000 {
+            rate.busy(now, delivered);
+            (now, delivered) = (now + ms(1), delivered + 50_000);
+            rate.delivered(now, delivered, true, Duration::ZERO);
+            now += ms(1);
+        }
+        for rate in [rate.bytes_per_s().unwrap(), rate.peak_bytes_per_s().unwrap()] {
+            assert!((rate / 25e6 - 1.0).abs() < 0.1, "pauses and all: {rate}");
+        }
+    }
+
+    /// A shaper of 2 MB/s lets a megabyte through at once after each pause, forever.
+    #[test]
+    fn bursts_that_a_shaper_lets_through_do_not_make_it_wide() {
+        let mut rate = RateEstimate::new();
+        let (mut now, mut delivered) = (ms(0), 0);
+        for round in 0..1000 {
+            rate.busy(now, delivered);
+            if round < 10 {
+                rate.full();
+            }
+            (now, delivered) = (now + ms(if round < 10 { 500 } else { 1 }), delivered + 1_000_000);
+            rate.delivered(now, delivered, true, Duration::ZERO);
+            now += ms(if round < 10 { 0 } else { 499 });
+        }
+        assert_eq!(rate.bytes_per_s(), Some(2e6));
+    }
+
     /// A paced sender waits between its chunks: each is confirmed before the next one leaves.
     #[test]
     fn a_sender_that_waits_for_each_confirmation_measures_the_path_all_the_same() {
@@ -238,7 +320,7 @@ mod tests {
         assert!((raised / 200e6 - 1.0).abs() < 0.01, "it can show that the path is wider: {raised}");
         burst(&mut rate, 1_000_000, ms(20), true);
         assert_eq!(rate.bytes_per_s(), Some(50e6), "a shaper let the bursts through");
-        (0..1000).for_each(|_| burst(&mut rate, 1_000_000, ms(2), false));
+        (0..1000).for_each(|_| burst(&mut rate, 400_000, ms(1), false));
         assert_eq!(rate.bytes_per_s(), Some(50e6));
         (0..20).for_each(|_| burst(&mut rate, 1_600_000, ms(20), true));
         assert!((rate.bytes_per_s().unwrap() / 80e6 - 1.0).abs() < 0.01, "{rate:?}");
