@@ -40,7 +40,9 @@ fn moved(finished: &Finished) -> Value {
 #[test]
 fn guests_of_all_patterns_move() {
     for pattern in PATTERNS {
-        let finished = Ferry::start(&[&SMALL[..], &["--verify", "--pattern", pattern]].concat()).finish();
+        // Long enough for a sweep on a host that is busy with other tests.
+        let options = ["--verify", "--pattern", pattern, "--downtime-limit", "2s"];
+        let finished = Ferry::start(&[&SMALL[..], &options].concat()).finish();
         let report = moved(&finished);
         if pattern != "idle" {
             assert!(report["guest"]["writes_after"].as_u64() > Some(0), "{report:#}");

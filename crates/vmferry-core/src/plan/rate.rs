@@ -25,6 +25,7 @@ const STRETCH_SHARE_MIN: u32 = 4;
 
 /// A shaper lets fewer bytes through at once than these and what the path carries in the time.
 const BURST_BYTES: f64 = 2.0 * 1024.0 * 1024.0;
+/// What arrived in less was possibly only heard of late, all at once.
 const BURST_TIME: Duration = Duration::from_millis(100);
 
 /// A smoothed estimate of delivered bytes per second.
@@ -67,7 +68,8 @@ impl Above {
             (more, time) = more_than(self.since, self.delivered);
         }
         self.until = (now, delivered);
-        if more <= BURST_BYTES + bytes_per_s * BURST_TIME.as_secs_f64() || time == 0.0 {
+        let burst_s = BURST_TIME.as_secs_f64();
+        if more <= BURST_BYTES + bytes_per_s * burst_s || time < burst_s {
             return None;
         }
         (self.since, self.delivered) = self.until;
