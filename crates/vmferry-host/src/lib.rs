@@ -9,6 +9,7 @@
 //! - [`track`] finds the pages that another process wrote; [`qmp`] and [`qemu`] speak with QEMU.
 
 mod attached;
+mod buffer;
 mod cancel;
 mod channel;
 mod clock;

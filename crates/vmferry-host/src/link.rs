@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use vmferry_core::wire::{FrameReader, FrameWriter, HEADER_BYTES, Header, Message, WireError};
 
+use crate::buffer::Buffer;
 use crate::cancel::{Cancel, wait};
 
 /// Read at once where the peer sends small messages.
@@ -61,7 +62,7 @@ pub(crate) struct Link {
     /// Frames that wait to leave, and the beginning of the one that is leaving.
     head: Vec<u8>,
     /// Bytes received; the first `taken` of them are used up, the first `filled` are valid.
-    buffer: Vec<u8>,
+    buffer: Buffer,
     taken: usize,
     filled: usize,
     stall_timeout: Duration,
@@ -89,7 +90,7 @@ impl Link {
             writer: FrameWriter::new(),
             reader: FrameReader::new(),
             head: Vec::new(),
-            buffer: vec![0; READ_BYTES],
+            buffer: Buffer::zeroed(READ_BYTES),
             taken: 0,
             filled: 0,
             stall_timeout,
@@ -280,7 +281,7 @@ impl Link {
         self.taken = 0;
         if self.buffer.len() < wanted {
             // Bounded by the longest frame, which the header's check enforces.
-            self.buffer.resize(wanted.max(READ_BYTES), 0);
+            self.buffer.grow(wanted.max(READ_BYTES) - self.buffer.len());
         }
         let mut moved_at = Instant::now();
         while self.filled < wanted {

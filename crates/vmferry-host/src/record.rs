@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 use vmferry_core::pages::{Owners, PAGE_BYTES, PageRun};
 
+use crate::buffer::Buffer;
 use crate::cancel::{Cancel, wait};
 use crate::compress::is_zero;
 use crate::memory::GuestMemory;
@@ -114,7 +115,7 @@ pub fn watch(
 /// As [`GuestMemory::read`].
 pub fn zero_pages(memory: &GuestMemory) -> Result<Vec<PageRun>, VmmError> {
     let mut zero: Vec<PageRun> = Vec::new();
-    let mut buffer = vec![0; (PIECE_PAGES * PAGE_BYTES) as usize];
+    let mut buffer = Buffer::zeroed((PIECE_PAGES * PAGE_BYTES) as usize);
     let mut left = Some(PageRun::new(0, memory.layout().total_pages()));
     while let Some(run) = left {
         let (piece, rest) = run.split_front(PIECE_PAGES);

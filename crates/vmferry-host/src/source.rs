@@ -15,6 +15,7 @@ use vmferry_core::wire::{
     MAX_ZERO_RUNS_PER_FRAME, Message, MigrationId, Pages, STREAM_BLOCK_PAGES, page_digest, stream_of,
 };
 
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::clock::processor_time;
 use crate::compress::{
@@ -202,7 +203,7 @@ pub fn migrate_with(
         batch: None,
         is_paused: false,
         start: Instant::now(),
-        buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
+        buffer: Buffer::zeroed((MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize),
         written: Vec::new(),
         owners_allowance: options.epoch.mul_f64(OWNERS_SHARE),
         total_pages,
@@ -232,7 +233,7 @@ struct Driver<'a> {
     batch: Option<Batch>,
     is_paused: bool,
     start: Instant,
-    buffer: Vec<u8>,
+    buffer: Buffer,
     written: Vec<PageRun>,
     owners_allowance: Duration,
     total_pages: u64,

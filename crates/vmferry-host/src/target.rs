@@ -9,6 +9,7 @@ use vmferry_core::engine::{Apply, Target, TargetAction, TargetConfig, TargetOutc
 use vmferry_core::pages::PAGE_BYTES;
 use vmferry_core::wire::{Encodings, MAX_PAGES_PER_FRAME, MAX_STREAMS, Message};
 
+use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::compress::PageDecoder;
 use crate::control::{Command, Controls, Refusal, RefusalKind};
@@ -94,7 +95,7 @@ pub fn receive_with(
         target: Target::new(config),
         start: Instant::now(),
         device_state: Vec::new(),
-        buffer: vec![0; (MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize],
+        buffer: Buffer::zeroed((MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize),
         decoder: PageDecoder::new(),
         stall_timeout,
         side_bytes: 0,
@@ -115,7 +116,7 @@ struct Driver<'a> {
     target: Target,
     start: Instant,
     device_state: Vec<u8>,
-    buffer: Vec<u8>,
+    buffer: Buffer,
     decoder: PageDecoder,
     stall_timeout: Duration,
     /// Bytes of the further connections that the state machine has heard of.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun};
 use vmferry_core::wire::{Encoding, MAX_PAGES_PER_FRAME, PageRuns, Pages, page_digest, stream_of};
 
-use super::buffer::Buffer;
 use super::cache::DeltaCache;
 use super::codec::{Codec, PageEncoder};
 use super::delta::{append_changes, apply_changes};
 use super::is_zero;
+use crate::buffer::Buffer;
 use crate::clock::processor_time;
 
 const PAGE: usize = PAGE_BYTES as usize;

@@ -13,8 +13,8 @@ use vmferry_core::wire::{DeltaCodec, Encoding, MAX_PAGES_PER_FRAME, page_digest}
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{compress_bound, find_frame_compressed_size};
 
-use super::buffer::Buffer;
 use super::delta::{BadChanges, apply_changes};
+use crate::buffer::Buffer;
 use crate::memory::MemoryError;
 
 /// From so many bytes on, LZ4 needs the larger of its two tables.

@@ -13,7 +13,6 @@
 //! meanwhile.
 
 mod batch;
-mod buffer;
 mod cache;
 mod choice;
 mod codec;

@@ -1,0 +1,104 @@
+//! Bytes that are written again and again, and cleared in between only as far as their length goes.
+
+use std::ops::{Deref, DerefMut};
+
+/// The first byte's address is a multiple of this. Where it is not one of 32, as with vectors of the standard allocator, the kernel
+/// takes four times as long on some processors to copy to it (`rep movsb`: 1.6 GB/s instead of 6.5 on an AMD EPYC).
+const ALIGN: usize = 64;
+
+/// A vector that is emptied without forgetting its bytes: room in it need not be filled with zeros each time.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    /// Some bytes that are not used, and behind them those that are or were.
+    bytes: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Buffer {
+    /// So many zeros.
+    pub(crate) fn zeroed(bytes: usize) -> Self {
+        let mut buffer = Self::default();
+        buffer.grow(bytes);
+        buffer
+    }
+
+    /// So many more bytes behind the end, with whatever was there, to be written over.
+    pub(crate) fn grow(&mut self, more: usize) -> &mut [u8] {
+        let (from, to) = (self.length, self.length + more);
+        if self.start + to > self.bytes.capacity() {
+            let mut bytes: Vec<u8> = Vec::with_capacity(to.max(2 * from) + ALIGN);
+            let start = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
+            bytes.resize(start, 0);
+            bytes.extend_from_slice(&self[..]);
+            (self.bytes, self.start) = (bytes, start);
+        }
+        // Within the capacity: nothing moves.
+        if self.bytes.len() < self.start + to {
+            self.bytes.resize(self.start + to, 0);
+        }
+        self.length = to;
+        &mut self.bytes[self.start + from..self.start + to]
+    }
+
+    /// So many bytes, instead of all that it held.
+    pub(crate) fn room(&mut self, bytes: usize) -> &mut [u8] {
+        self.truncate(0);
+        self.grow(bytes)
+    }
+
+    /// Appends these.
+    pub(crate) fn append(&mut self, bytes: &[u8]) {
+        self.grow(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// Leaves the first so many bytes, if there are more.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.start..self.start + self.length]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.length]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_taken_and_given_back() {
+        let mut buffer = Buffer::default();
+        buffer.append(b"one");
+        buffer.grow(4).copy_from_slice(b" two");
+        assert_eq!(&buffer[..], b"one two");
+        buffer.truncate(10);
+        buffer.truncate(3);
+        assert_eq!(&buffer[..], b"one");
+        assert_eq!(buffer.grow(2).len(), 2);
+        buffer.truncate(0);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn bytes_stay_aligned_and_the_same_while_it_grows() {
+        let mut buffer = Buffer::zeroed(3);
+        assert_eq!(&buffer[..], [0; 3]);
+        for value in 1..200_u8 {
+            buffer.append(&vec![value; 997]);
+            assert_eq!(buffer.as_ptr().align_offset(ALIGN), 0);
+        }
+        assert_eq!(buffer.len(), 3 + 199 * 997);
+        assert!(buffer[3..].chunks(997).zip(1..).all(|(piece, value)| piece.iter().all(|&byte| byte == value)));
+    }
+}
