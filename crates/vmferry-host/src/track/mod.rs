@@ -52,7 +52,7 @@ mod hold;
 mod inject;
 mod probe;
 mod procfs;
-mod sys;
+pub(crate) mod sys;
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
@@ -328,11 +328,13 @@ impl Tracker {
         if let Some(gap) = self.gap_in(region)? {
             return Err(TrackError::RegionNotMapped { address, bytes, gap });
         }
-        let ioctls = sys::uffdio_register(self.uffd.as_fd(), address, bytes).map_err(|source| match source {
-            Errno::BUSY => TrackError::RegionTaken { address },
-            Errno::INVAL | Errno::PERM => TrackError::NotProtectable { address, bytes, source },
-            source => TrackError::Host { what: "UFFDIO_REGISTER", source },
-        })?;
+        let ioctls = sys::uffdio_register(self.uffd.as_fd(), address, bytes, sys::UFFDIO_REGISTER_MODE_WP).map_err(
+            |source| match source {
+                Errno::BUSY => TrackError::RegionTaken { address },
+                Errno::INVAL | Errno::PERM => TrackError::NotProtectable { address, bytes, source },
+                source => TrackError::Host { what: "UFFDIO_REGISTER", source },
+            },
+        )?;
         // Only hugetlbfs cannot take zero pages. Which of its page sizes a region has does not matter: a granule that
         // is too large costs a wider scan of a run, and nothing else.
         let huge = ioctls & sys::RANGE_HAS_ZEROPAGE == 0;

@@ -54,7 +54,7 @@ fn try_out() -> Result<KernelSupport, TrackError> {
         .map_err(|source| TrackError::Host { what: "mmap", source })?;
     let start = memory.address().next_multiple_of(DIRECTORY_BYTES);
     let end = start + DIRECTORY_BYTES;
-    sys::uffdio_register(uffd.as_fd(), start, DIRECTORY_BYTES)
+    sys::uffdio_register(uffd.as_fd(), start, DIRECTORY_BYTES, sys::UFFDIO_REGISTER_MODE_WP)
         .map_err(|source| TrackError::Host { what: "UFFDIO_REGISTER", source })?;
     let pagemap = own_pagemap()?;
     let mut buffer = [PageRegion::default()];

@@ -35,12 +35,15 @@ pub(super) const PAGE_IS_PRESENT: u64 = 1 << 3;
 pub(super) const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
 const UFFD_API: u64 = 0xAA;
-const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+pub(crate) const UFFDIO_REGISTER_MODE_MISSING: u64 = 1 << 0;
+pub(crate) const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+const UFFDIO_COPY_MODE_DONTWAKE: u64 = 1 << 0;
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 
 const UFFDIO_API: Opcode = opcode::read_write::<UffdioApi>(0xAA, 0x3F);
 const UFFDIO_REGISTER: Opcode = opcode::read_write::<UffdioRegister>(0xAA, 0x00);
 const UFFDIO_UNREGISTER: Opcode = opcode::read::<UffdioRange>(0xAA, 0x01);
+const UFFDIO_COPY: Opcode = opcode::read_write::<UffdioCopy>(0xAA, 0x03);
 const UFFDIO_WRITEPROTECT: Opcode = opcode::read_write::<UffdioWriteprotect>(0xAA, 0x06);
 const PAGEMAP_SCAN: Opcode = opcode::read_write::<PmScanArg>(b'f', 16);
 
@@ -69,6 +72,15 @@ struct UffdioRegister {
     range: UffdioRange,
     mode: u64,
     ioctls: u64,
+}
+
+#[repr(C)]
+struct UffdioCopy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copied: i64,
 }
 
 #[repr(C)]
@@ -137,29 +149,48 @@ unsafe fn ioctl<T>(fd: BorrowedFd<'_>, opcode: Opcode, argument: &mut T) -> Resu
 }
 
 /// A userfaultfd for the memory of this process.
-pub(super) fn own_userfaultfd() -> Result<OwnedFd, Errno> {
+pub(crate) fn own_userfaultfd() -> Result<OwnedFd, Errno> {
     // SAFETY: creating the descriptor registers no memory, so no memory of this process changes its behaviour.
     unsafe { rustix::mm::userfaultfd(UserfaultfdFlags::from_bits_retain(UFFD_FLAGS)) }
 }
 
 /// Opens the API with the given features; what the kernel says it has.
-pub(super) fn uffdio_api(uffd: BorrowedFd<'_>, features: u64) -> Result<u64, Errno> {
+pub(crate) fn uffdio_api(uffd: BorrowedFd<'_>, features: u64) -> Result<u64, Errno> {
     let mut argument = UffdioApi { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: UFFDIO_API takes a `struct uffdio_api`, which holds no address.
     unsafe { ioctl(uffd, UFFDIO_API, &mut argument) }?;
     Ok(argument.features)
 }
 
-/// Registers a range for write protection; the ioctls that the range supports.
+/// Registers a range for write protection, or for faults at pages that do not exist; the ioctls that the range supports.
 ///
-/// In asynchronous mode a registered range behaves as before for the process that owns it: no fault is delivered.
-pub(super) fn uffdio_register(uffd: BorrowedFd<'_>, start: u64, len: u64) -> Result<u64, Errno> {
+/// A range for asynchronous write protection behaves as before for the process that owns it: no fault is delivered.
+pub(crate) fn uffdio_register(uffd: BorrowedFd<'_>, start: u64, len: u64, mode: u64) -> Result<u64, Errno> {
     let range = UffdioRange { start, len };
-    let mut argument = UffdioRegister { range, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
+    let mut argument = UffdioRegister { range, mode, ioctls: 0 };
     // SAFETY: UFFDIO_REGISTER takes a `struct uffdio_register`; the range is an address of the descriptor's process,
     // which the kernel checks and does not write to.
     unsafe { ioctl(uffd, UFFDIO_REGISTER, &mut argument) }?;
     Ok(argument.ioctls)
+}
+
+/// Makes pages with this content from `start` on, in a range that is registered for missing pages; how many bytes of them, from the
+/// first one. A page that exists is left as it is, and ends it, with an error if it is the first.
+///
+/// # Safety
+/// `start` must be in a mapping of shared memory to which this process has no reference.
+pub(crate) unsafe fn uffdio_copy(uffd: BorrowedFd<'_>, start: u64, content: &[u8]) -> Result<usize, Errno> {
+    let src = content.as_ptr().expose_provenance() as u64;
+    let len = content.len() as u64;
+    let mut argument = UffdioCopy { dst: start, src, len, mode: UFFDIO_COPY_MODE_DONTWAKE, copied: 0 };
+    // SAFETY: UFFDIO_COPY takes a `struct uffdio_copy`; it reads `len` bytes at `src`, which are `content`, and writes to pages that
+    // the caller vouches for.
+    let result = unsafe { ioctl(uffd, UFFDIO_COPY, &mut argument) };
+    match usize::try_from(argument.copied) {
+        // Less than all comes with an error, which is the next page's.
+        Ok(copied) if copied > 0 => Ok(copied),
+        _ => result.map(|_| 0),
+    }
 }
 
 /// Protects every page of a registered range. What is not mapped gets a marker. Ten times slower for pages that are

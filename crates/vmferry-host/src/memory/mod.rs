@@ -3,19 +3,24 @@
 //! Pages are read and written through the files behind the VMM's shared mappings and not through a mapping of our own:
 //! reading a hole of a tmpfs file with `pread` leaves it a hole, where a mapping would fill it, and the content has to be
 //! copied in any case, since the guest may change it between checksum and sending. hugetlbfs has no `write`, so there
-//! the target keeps a mapping.
-#![expect(unsafe_code, reason = "hugetlbfs can be written through a mapping only")]
+//! the target keeps a mapping; and pages of shared memory that do not exist yet are [placed](place) through one.
 
-use std::ffi::c_void;
+mod mapping;
+mod place;
+
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::OwnedFd;
+use std::sync::OnceLock;
 
 use rustix::fs::{FallocateFlags, SeekFrom};
-use rustix::mm::{MapFlags, ProtFlags};
 use vmferry_core::pages::{PAGE_BYTES, PageRun, RamLayout};
 
-use crate::qemu::{FileSystem, GuestRam, RamAccess};
+use self::mapping::Mapping;
+use self::place::Placer;
+use crate::qemu::{FileSystem, GuestRam, HugePages, RamAccess};
+
+/// Fewer pages at once are written: most were written before, and then placing them is tried in vain.
+const PLACED_PAGES_MIN: u64 = 8;
 
 /// Why guest RAM could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,10 @@ struct RamFile {
     /// What can be given back to the host: a page of the file system.
     unit_bytes: u64,
     mapping: Option<Mapping>,
+    /// Pages can be placed.
+    places: bool,
+    /// Made when it is needed; `None` where the system does not let us.
+    placer: OnceLock<Option<Placer>>,
 }
 
 impl GuestMemory {
@@ -60,9 +69,15 @@ impl GuestMemory {
     /// If there are not as many files as blocks.
     pub fn from_files(layout: RamLayout, files: Vec<OwnedFd>) -> Self {
         assert_eq!(layout.blocks().len(), files.len(), "a file for each block");
-        let files =
-            files.into_iter().map(|file| RamFile { file, offset: 0, unit_bytes: PAGE_BYTES, mapping: None }).collect();
-        Self { layout, files }
+        let files = files.into_iter().map(|file| RamFile {
+            file,
+            offset: 0,
+            unit_bytes: PAGE_BYTES,
+            mapping: None,
+            places: true,
+            placer: OnceLock::new(),
+        });
+        Self { layout, files: files.collect() }
     }
 
     /// The RAM of a QEMU guest.
@@ -85,7 +100,9 @@ impl GuestMemory {
                 None
             };
             let (offset, unit_bytes) = (block.mapping.file_offset, block.mapping.page_bytes);
-            files.push(RamFile { file: block.file, offset, unit_bytes, mapping });
+            // Pages are placed one by one: where the system would make huge ones of them, it shall.
+            let places = block.mapping.file_system == FileSystem::Tmpfs && block.mapping.huge_pages == HugePages::Never;
+            files.push(RamFile { file: block.file, offset, unit_bytes, mapping, places, placer: OnceLock::new() });
         }
         Ok(Self { layout: ram.layout, files })
     }
@@ -127,8 +144,11 @@ impl GuestMemory {
             let ram = &self.files[block];
             match &ram.mapping {
                 Some(mapping) => mapping.write(offset, head),
-                None => write_all_at(&ram.file, head, ram.offset + offset)
-                    .map_err(|source| self.error("write", block, offset, source))?,
+                None => {
+                    let placed = if piece.count >= PLACED_PAGES_MIN { self.place(block, offset, head) } else { 0 };
+                    write_all_at(&ram.file, &head[placed..], ram.offset + offset + placed as u64)
+                        .map_err(|source| self.error("write", block, offset, source))?;
+                }
             }
             rest = tail;
         }
@@ -186,6 +206,21 @@ impl GuestMemory {
         Ok(holes)
     }
 
+    /// Makes new pages of the block with this content; for how many of its bytes, from the first one. The others have to be written.
+    fn place(&self, block: usize, offset: u64, content: &[u8]) -> usize {
+        let ram = &self.files[block];
+        if !ram.places {
+            return 0;
+        }
+        let placer = ram.placer.get_or_init(|| {
+            let block = &self.layout.blocks()[block];
+            Placer::new(&ram.file, ram.offset, block.bytes)
+                .inspect_err(|error| tracing::debug!(block = block.id, %error, "pages are written and not placed"))
+                .ok()
+        });
+        placer.as_ref().map_or(0, |placer| placer.place(offset, content))
+    }
+
     fn error(&self, what: &'static str, block: usize, offset: u64, source: io::Error) -> MemoryError {
         MemoryError::Io { what, block: self.layout.blocks()[block].id.clone(), offset, source }
     }
@@ -224,59 +259,6 @@ fn write_all_at(file: &OwnedFd, mut data: &[u8], mut offset: u64) -> io::Result<
         }
     }
     Ok(())
-}
-
-/// A shared writable mapping of one block, for as long as this lives.
-#[derive(Debug)]
-struct Mapping {
-    start: NonNull<c_void>,
-    bytes: usize,
-}
-
-// SAFETY: a mapping belongs to the process and not to a thread; it is only written through `&self` with a range check.
-unsafe impl Send for Mapping {}
-
-// SAFETY: writing through it copies bytes into shared memory that Rust has no reference to, and that the guest and other
-// processes may write at any time, too. Threads that write the same page leave a mixture, as any two writers would.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(file: impl AsFd, offset: u64, bytes: u64) -> io::Result<Self> {
-        let bytes = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that Rust knows of.
-        let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, prot, MapFlags::SHARED, file, offset) }?;
-        let start = NonNull::new(start).ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { start, bytes })
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) {
-        let to = self.at(offset, data.len());
-        // SAFETY: the destination is mapped writable for `data.len()` bytes (`at`) and no Rust reference points into it;
-        // `data` is ordinary memory and so cannot overlap. The target's VMM does not run the guest meanwhile.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len()) };
-    }
-
-    fn clear(&self, offset: u64, bytes: u64) {
-        let to = self.at(offset, bytes as usize);
-        // SAFETY: the destination is mapped writable for `bytes` bytes (`at`) and no Rust reference points into it.
-        unsafe { to.write_bytes(0, bytes as usize) };
-    }
-
-    /// The address of an offset, behind which so many bytes are mapped.
-    fn at(&self, offset: u64, bytes: usize) -> *mut u8 {
-        let offset = offset as usize;
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "{offset} + {bytes} of {}", self.bytes);
-        // SAFETY: `offset` is inside the mapping or at its end (asserted), which is one allocation of `bytes` bytes.
-        unsafe { self.start.as_ptr().byte_add(offset) }.cast()
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made in `new` with these values, and nothing points into it beyond this value.
-        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr(), self.bytes) };
-    }
 }
 
 #[cfg(test)]
@@ -324,6 +306,42 @@ mod tests {
         memory.zero(PageRun::new(0, 64)).unwrap();
         assert!(buffer.iter().all(|&byte| byte == 0));
         assert_eq!(rustix::fs::fstat(&memory.files[0].file).unwrap().st_blocks, 0);
+    }
+
+    /// By whichever way: new pages, some that exist, threads side by side.
+    #[test]
+    fn what_is_written_is_read() {
+        const PAGES: u64 = 1024;
+        let memory = memory(&[PAGES, PAGES]);
+        let content = |page: u64, round: u8| vec![page as u8 ^ round | 1; PAGE_BYTES as usize];
+        let of = |run: PageRun, round| -> Vec<u8> { run.pages().flat_map(|page| content(page.0, round)).collect() };
+        memory.write(PageRun::new(40, 3), &of(PageRun::new(40, 3), 0)).unwrap();
+        for round in [2, 4] {
+            std::thread::scope(|scope| {
+                for first in [0, 32] {
+                    let (memory, of) = (&memory, &of);
+                    scope.spawn(move || {
+                        for start in (first..2 * PAGES).step_by(64) {
+                            let run = PageRun::new(start, 32);
+                            memory.write(run, &of(run, round)).unwrap();
+                        }
+                    });
+                }
+            });
+            let all = PageRun::new(0, 2 * PAGES);
+            let mut found = vec![0; (all.count * PAGE_BYTES) as usize];
+            memory.read(all, &mut found).unwrap();
+            assert!(found == of(all, round));
+            // Across the blocks, with a hole behind.
+            memory.zero(PageRun::new(PAGES, 20)).unwrap();
+            let across = PageRun::new(PAGES - 10, 20);
+            memory.write(across, &of(across, round)).unwrap();
+            memory.read(across, &mut found[..20 * PAGE_BYTES as usize]).unwrap();
+            assert!(found[..20 * PAGE_BYTES as usize] == of(across, round));
+        }
+        let placed = memory.files.iter().map(|file| file.placer.get().is_some_and(Option::is_some));
+        let may = crate::track::sys::own_userfaultfd().is_ok();
+        assert!(placed.into_iter().all(|placed| placed == may), "pages were placed");
     }
 
     #[test]

@@ -1,0 +1,53 @@
+//! New pages of shared memory, each made with its content.
+//!
+//! `write(2)` lets one thread at a time write to a file, and a fault on a mapping clears the page before it is written. A
+//! userfaultfd makes a page and copies its content there, in several threads side by side, and clears nothing: two threads took
+//! 1.5 us a page with it, 2.2 us with `write` and 2.5 us with a mapping (2 GiB of new memory, Linux 6.18, two processors). No right
+//! is needed, since nobody ever faults on the mapping.
+#![expect(unsafe_code, reason = "pages are made in a mapping of shared memory")]
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::mm::Advice;
+
+use super::mapping::Mapping;
+use crate::track::sys;
+
+/// Makes pages of one block.
+#[derive(Debug)]
+pub(super) struct Placer {
+    // Closed first: the mapping is not unmapped while it is registered.
+    uffd: OwnedFd,
+    mapping: Mapping,
+}
+
+impl Placer {
+    /// Of so many bytes of a file of shared memory.
+    ///
+    /// # Errors
+    /// The file is none, or the system does not let us.
+    pub(super) fn new(file: impl AsFd, offset: u64, bytes: u64) -> io::Result<Self> {
+        let mapping = Mapping::new(file, offset, bytes)?;
+        let uffd = sys::own_userfaultfd()?;
+        sys::uffdio_api(uffd.as_fd(), 0)?;
+        let start = mapping.at(0, 0).expose_provenance() as u64;
+        sys::uffdio_register(uffd.as_fd(), start, bytes, sys::UFFDIO_REGISTER_MODE_MISSING)?;
+        Ok(Self { uffd, mapping })
+    }
+
+    /// Makes pages with this content; for how many of its bytes, from the first one. A page that exists ends it.
+    pub(super) fn place(&self, offset: u64, content: &[u8]) -> usize {
+        let start = self.mapping.at(offset, content.len());
+        // SAFETY: the range is in the mapping (`at`), and nothing refers to its pages but this call.
+        let made = unsafe { sys::uffdio_copy(self.uffd.as_fd(), start.expose_provenance() as u64, content) };
+        let made = made.unwrap_or(0);
+        if made == 0 {
+            return 0;
+        }
+        // They are the file's, and would be counted as this process's own memory.
+        // SAFETY: the mapping is shared: the content stays in the file.
+        let _ = unsafe { rustix::mm::madvise(start.cast(), made, Advice::LinuxDontNeed) };
+        made
+    }
+}
