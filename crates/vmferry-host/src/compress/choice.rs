@@ -44,8 +44,13 @@ const TRIAL_INTERVAL_RAW: Duration = Duration::from_millis(100);
 const TRIAL_SHARE: f64 = 0.01;
 /// and this time, so that one can begin.
 const TRIAL_TIME_FIRST: Duration = Duration::from_millis(3);
-/// Another codec must be so much better to be used instead.
+/// Encoding must be so much better to be used instead of none.
 const BETTER_FACTOR: f64 = 0.99;
+/// Where the sender is busy all the time, a codec may be so much worse than the best if it takes the sender less time: what it
+/// takes is taken from guests as well, which no measurement shows.
+const WORSE_SHARE: f64 = 0.02;
+/// And so much, to stay.
+const WORSE_SHARE_CURRENT: f64 = 0.04;
 /// And so much, to let pages go as they are: what is known of that is less certain.
 const BETTER_FACTOR_RAW: f64 = 0.9;
 /// Bytes of pages after which earlier measurements of a codec count less than half.
@@ -314,14 +319,10 @@ impl Chooser {
         self.bandwidth = bandwidth;
         let agreed = |codec: &Codec| path.encodings.contains(codec.encoding());
         let codecs = self.compress.codecs().iter().copied().filter(agreed);
-        let best = codecs.clone().min_by(|&a, &b| self.time(a, bandwidth).total_cmp(&self.time(b, bandwidth)));
-        let Some(best) = best else { return straight };
-        let better = if best == Codec::Raw { BETTER_FACTOR_RAW } else { BETTER_FACTOR };
-        let current_stays = codecs.clone().any(|codec| codec == self.current)
-            && self.time(best, bandwidth) > self.time(self.current, bandwidth) * better;
-        if !current_stays && best != self.current {
-            tracing::debug!(from = ?self.current, to = ?best, bandwidth, "compression");
-            (self.current, self.in_use, self.since) = (best, 0, now);
+        let Some(chosen) = self.choose(codecs.clone(), bandwidth) else { return straight };
+        if chosen != self.current {
+            tracing::debug!(from = ?self.current, to = ?chosen, bandwidth, "compression");
+            (self.current, self.in_use, self.since) = (chosen, 0, now);
         }
         let may_look = self.current != Codec::Raw && self.look.is_none() && !path.may_be_deltas;
         if may_look && self.wants_look(now, path, limited_by_path) {
@@ -340,6 +341,31 @@ impl Chooser {
         let is_shared_out = path.is_paused || !is_easy;
         let batch_pages = if is_shared_out { BATCH_PAGES } else { self.one_processor_pages() };
         Plan { codec: self.current, expected_share: self.share(self.current), deltas, batch_pages, trial }
+    }
+
+    /// The codec to use from now on: the best, or one that is hardly worse and takes the sender less time.
+    fn choose(&self, codecs: impl Iterator<Item = Codec> + Clone, bandwidth: Option<f64>) -> Option<Codec> {
+        let time = |codec| self.time(codec, bandwidth);
+        let encoding = codecs.clone().filter(|&codec| codec != Codec::Raw);
+        let best = encoding.clone().min_by(|&a, &b| time(a).total_cmp(&time(b)));
+        let may_be_raw = codecs.clone().any(|codec| codec == Codec::Raw);
+        let Some(best) = best else { return may_be_raw.then_some(Codec::Raw) };
+        if may_be_raw {
+            let is_better = match self.current {
+                Codec::Raw => time(best) > time(Codec::Raw) * BETTER_FACTOR,
+                current => time(Codec::Raw) <= time(best).min(time(current) * BETTER_FACTOR_RAW),
+            };
+            if is_better {
+                return Some(Codec::Raw);
+            }
+        }
+        // The less the sender has to do anyhow, the less its time is worth.
+        let busy_share = (self.sender_time(best) / self.path_time(best, bandwidth)).min(1.0);
+        let is_near = |&codec: &Codec| {
+            let worse = if codec == self.current { WORSE_SHARE_CURRENT } else { WORSE_SHARE };
+            time(codec) <= time(best) * (1.0 + worse * busy_share)
+        };
+        encoding.filter(is_near).min_by(|&a, &b| self.sender_time(a).total_cmp(&self.sender_time(b)))
     }
 
     /// What a batch cost that was encoded by a codec, and some of it by another one to try it.
