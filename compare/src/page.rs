@@ -83,7 +83,8 @@ fn ratios(text: &mut String, cells: &[Cell<'_>]) {
     let _ = writeln!(
         text,
         "\n## vmferry against QEMU's best mode\n\nvmferry's median divided by that of the best mode by that measure, among \
-         those that completed every time\nand mostly kept the downtime limit. Below 1 vmferry is ahead.\n"
+         those that completed every time\nand mostly kept the downtime limit. Below 1 vmferry is ahead; where one side did not do that, it says which, \
+         among the modes that were run.\n"
     );
     let mut head = String::from("| QEMU | link | guest |");
     for measure in Measure::ALL {
@@ -104,12 +105,18 @@ fn ratio(cell: &Cell<'_>, measure: Measure) -> String {
         return format!("{:.2} ({})", rivalry.ratio(), rivalry.mode.name());
     }
     match (cell.mode(Mode::Vmferry).map(Summary::qualifies), cell.best(measure)) {
-        (None, _) => "vmferry was not run",
-        (Some(false), Some(_)) => "only QEMU does it",
-        (Some(true), None) => "only vmferry does it",
-        (Some(_), None | Some(_)) => "nobody does it",
+        (None, _) => "vmferry was not run".to_owned(),
+        (Some(false), Some((mode, _))) => format!("{}, not vmferry", mode.name()),
+        (Some(true), None) => format!("vmferry, not {}", others(cell)),
+        (Some(_), None | Some(_)) => format!("neither vmferry nor {}", others(cell)),
     }
-    .to_owned()
+}
+
+/// QEMU's modes that were run.
+fn others(cell: &Cell<'_>) -> String {
+    let others = cell.modes.iter().map(|summary| summary.mode).filter(|&mode| mode != Mode::Vmferry);
+    let names: Vec<&str> = others.map(Mode::name).collect();
+    if names.is_empty() { "any other".to_owned() } else { names.join(", ") }
 }
 
 fn behind(text: &mut String, cells: &[Cell<'_>]) {

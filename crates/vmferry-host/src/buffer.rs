@@ -27,11 +27,14 @@ impl Buffer {
     pub(crate) fn grow(&mut self, more: usize) -> &mut [u8] {
         let (from, to) = (self.length, self.length + more);
         if self.start + to > self.bytes.capacity() {
-            let mut bytes: Vec<u8> = Vec::with_capacity(to.max(2 * from) + ALIGN);
-            let start = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
-            bytes.resize(start, 0);
-            bytes.extend_from_slice(&self[..]);
-            (self.bytes, self.start) = (bytes, start);
+            // Mostly the allocator only maps more behind it, and nothing moves.
+            self.bytes.reserve(to + ALIGN - self.bytes.len());
+            let start = self.bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
+            if start != self.start {
+                self.bytes.resize(self.bytes.len().max(start + from), 0);
+                self.bytes.copy_within(self.start..self.start + from, start);
+                self.start = start;
+            }
         }
         // Within the capacity: nothing moves.
         if self.bytes.len() < self.start + to {
