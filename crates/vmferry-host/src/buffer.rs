@@ -2,8 +2,9 @@
 
 use std::ops::{Deref, DerefMut};
 
-/// The first byte's address is a multiple of this. Where it is not one of 32, as with vectors of the standard allocator, the kernel
-/// takes four times as long on some processors to copy to it (`rep movsb`: 1.6 GB/s instead of 6.5 on an AMD EPYC).
+/// The first byte's address is a multiple of this. Where a page is copied to an address 1 to 31 bytes ahead of its own, modulo a page,
+/// the kernel's copy takes four times as long on some processors (`rep movsb`: 1.6 GB/s instead of 6.5 on an AMD EPYC); large
+/// vectors of the standard allocator begin 16 bytes behind a page's start.
 const ALIGN: usize = 64;
 
 /// A vector that is emptied without forgetting its bytes: room in it need not be filled with zeros each time.
