@@ -228,6 +228,14 @@ fn source_config(seed: u64, predict: bool, verify: bool) -> SourceConfig {
     }
 }
 
+fn predictor(predict: bool) -> Box<dyn Predictor> {
+    if predict {
+        Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(PAGES)))
+    } else {
+        Box::new(NoPrediction)
+    }
+}
+
 impl World {
     fn new(seed: u64, guest: Guest, rate_bytes_per_s: f64, fault: Fault, arm: Arm) -> Self {
         let Arm { predict, policy } = arm;
@@ -239,11 +247,6 @@ impl World {
         }
         // The target's memory is not fresh: whatever is there must be overwritten.
         let target_memory = (0..bytes).map(|i| (i % 251) as u8).collect();
-        let predictor: Box<dyn Predictor> = if predict {
-            Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(PAGES)))
-        } else {
-            Box::new(NoPrediction)
-        };
         let verify = random.below(2) == 0;
         let config = source_config(seed, predict, verify);
         let target = TargetConfig {
@@ -262,7 +265,7 @@ impl World {
             guest,
             rate_bytes_per_s,
             verify,
-            source: Source::new(config, predictor, policy.build(PATIENCE)),
+            source: Source::new(config, predictor(predict), policy.build(PATIENCE)),
             source_memory,
             source_runs: true,
             share: 1.0,
@@ -1149,15 +1152,9 @@ fn a_path_that_becomes_wide_is_noticed() {
         for arm in [Arm::DEFAULT, Arm::PLAIN] {
             let guest = Guest { hot_pages: PAGES, writes_per_ms: 5, save_writes: true, discards: false, granule: 1 };
             let mut world = World::new(seed, guest, 20e6, Fault::None, arm);
-            world.source = Source::new(
-                source_config(seed, arm.predict, world.verify),
-                if arm.predict {
-                    Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(PAGES)))
-                } else {
-                    Box::new(NoPrediction)
-                },
-                arm.policy.build(Patience { passes: 5, time: ms(5000) }),
-            );
+            let config = source_config(seed, arm.predict, world.verify);
+            let patience = Patience { passes: 5, time: ms(5000) };
+            world.source = Source::new(config, predictor(arm.predict), arm.policy.build(patience));
             world.rate_bytes_per_s = 300e3;
             world.step_for(ms(2000));
             world.rate_bytes_per_s = 100e6;
@@ -1283,15 +1280,10 @@ impl World {
     /// A guest that does not converge by itself, moved in this way.
     fn stuck(seed: u64, guest: Guest, if_stuck: IfStuck, fault: Fault, arm: Arm) -> Self {
         let mut world = Self::new(seed, guest, 5e6, fault, arm);
-        let predictor: Box<dyn Predictor> = if arm.predict {
-            Box::new(WorkingSetPredictor::new(WorkingSetConfig::for_guest(PAGES)))
-        } else {
-            Box::new(NoPrediction)
-        };
         let config = SourceConfig { if_stuck, ..source_config(seed, arm.predict, world.verify) };
         // Time enough for a step and what comes of it.
         let patience = Patience { passes: 5, time: ms(2000) };
-        world.source = Source::new(config, predictor, arm.policy.build(patience));
+        world.source = Source::new(config, predictor(arm.predict), arm.policy.build(patience));
         // As deltas, the pages would fit.
         world.sent_memory = None;
         world

@@ -47,32 +47,31 @@ pub struct RateEstimate {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Above {
-    since: Duration,
-    /// What had been delivered then.
-    delivered: u64,
-    /// The last that was heard.
-    until: (Duration, u64),
+    /// Since when, and what had been delivered then.
+    since: (Duration, u64),
+    /// The same of the last that was heard.
+    heard: (Duration, u64),
 }
 
 impl Above {
     /// `delivered` bytes have arrived by `now`, over a path that carries so much by the estimate: what it carries at least, if
     /// that is more.
     fn delivered(&mut self, now: Duration, delivered: u64, bytes_per_s: f64) -> Option<f64> {
-        let more_than = |since: Duration, before: u64| {
+        let beyond = |(since, before): (Duration, u64)| {
             let time = now.saturating_sub(since).as_secs_f64();
             (delivered.saturating_sub(before) as f64 - bytes_per_s * time, time)
         };
-        let (mut more, mut time) = more_than(self.since, self.delivered);
+        let (mut more, mut time) = beyond(self.since);
         if more <= 0.0 {
-            (self.since, self.delivered) = self.until;
-            (more, time) = more_than(self.since, self.delivered);
+            self.since = self.heard;
+            (more, time) = beyond(self.since);
         }
-        self.until = (now, delivered);
+        self.heard = (now, delivered);
         let burst_s = BURST_TIME.as_secs_f64();
         if more <= BURST_BYTES + bytes_per_s * burst_s || time < burst_s {
             return None;
         }
-        (self.since, self.delivered) = self.until;
+        self.since = self.heard;
         Some(bytes_per_s + more / time)
     }
 }
@@ -176,6 +175,27 @@ mod tests {
         Duration::from_millis(ms)
     }
 
+    /// A sender whose bursts are each confirmed before the next one.
+    #[derive(Default)]
+    struct Bursts {
+        rate: RateEstimate,
+        now: Duration,
+        delivered: u64,
+    }
+
+    impl Bursts {
+        /// So many bytes in this time, over a path that they fill or not, and a pause.
+        fn send(&mut self, bytes: u64, took: Duration, is_full: bool, pause: Duration) {
+            self.rate.busy(self.now, self.delivered);
+            if is_full {
+                self.rate.full();
+            }
+            (self.now, self.delivered) = (self.now + took, self.delivered + bytes);
+            self.rate.delivered(self.now, self.delivered, true, Duration::ZERO);
+            self.now += pause;
+        }
+    }
+
     #[test]
     fn a_steady_path_is_measured_and_pauses_do_not_count() {
         let mut rate = RateEstimate::new();
@@ -222,17 +242,12 @@ mod tests {
     /// A busy host confirms late half of the time: as much as before is to be under way all the same.
     #[test]
     fn late_confirmations_do_not_narrow_the_window() {
-        let mut rate = RateEstimate::new();
-        let (mut now, mut delivered) = (ms(0), 0);
+        let mut sender = Bursts::default();
         for round in 0..100 {
-            rate.busy(now, delivered);
-            rate.full();
-            let window = rate.peak_bytes_per_s().unwrap_or(50e6) * 0.02;
-            delivered += window as u64;
-            now += ms(if round % 2 == 0 { 20 } else { 60 });
-            rate.delivered(now, delivered, true, Duration::ZERO);
+            let window = sender.rate.peak_bytes_per_s().unwrap_or(50e6) * 0.02;
+            sender.send(window as u64, ms(if round % 2 == 0 { 20 } else { 60 }), true, ms(0));
         }
-        let (peak, mean) = (rate.peak_bytes_per_s().unwrap(), rate.bytes_per_s().unwrap());
+        let (peak, mean) = (sender.rate.peak_bytes_per_s().unwrap(), sender.rate.bytes_per_s().unwrap());
         assert!((peak / 50e6 - 1.0).abs() < 0.05, "{peak}");
         assert!((15e6..45e6).contains(&mean), "{mean}");
     }
@@ -249,22 +264,11 @@ mod tests {
     /// Few bytes at a time are those of a sender that thinks the path is narrow.
     #[test]
     fn a_path_that_became_wide_is_noticed_although_it_is_never_full() {
-        let mut rate = RateEstimate::new();
-        let (mut now, mut delivered) = (ms(0), 0);
-        for _ in 0..10 {
-            rate.busy(now, delivered);
-            rate.full();
-            (now, delivered) = (now + ms(100), delivered + 200_000);
-            rate.delivered(now, delivered, true, Duration::ZERO);
-        }
-        assert_eq!(rate.bytes_per_s(), Some(2e6));
-        for _ in 0..1000 {
-            rate.busy(now, delivered);
-            (now, delivered) = (now + ms(1), delivered + 50_000);
-            rate.delivered(now, delivered, true, Duration::ZERO);
-            now += ms(1);
-        }
-        for rate in [rate.bytes_per_s().unwrap(), rate.peak_bytes_per_s().unwrap()] {
+        let mut sender = Bursts::default();
+        (0..10).for_each(|_| sender.send(200_000, ms(100), true, ms(0)));
+        assert_eq!(sender.rate.bytes_per_s(), Some(2e6));
+        (0..1000).for_each(|_| sender.send(50_000, ms(1), false, ms(1)));
+        for rate in [sender.rate.bytes_per_s().unwrap(), sender.rate.peak_bytes_per_s().unwrap()] {
             assert!((rate / 25e6 - 1.0).abs() < 0.1, "pauses and all: {rate}");
         }
     }
@@ -272,18 +276,10 @@ mod tests {
     /// A shaper of 2 MB/s lets a megabyte through at once after each pause, forever.
     #[test]
     fn bursts_that_a_shaper_lets_through_do_not_make_it_wide() {
-        let mut rate = RateEstimate::new();
-        let (mut now, mut delivered) = (ms(0), 0);
-        for round in 0..1000 {
-            rate.busy(now, delivered);
-            if round < 10 {
-                rate.full();
-            }
-            (now, delivered) = (now + ms(if round < 10 { 500 } else { 1 }), delivered + 1_000_000);
-            rate.delivered(now, delivered, true, Duration::ZERO);
-            now += ms(if round < 10 { 0 } else { 499 });
-        }
-        assert_eq!(rate.bytes_per_s(), Some(2e6));
+        let mut sender = Bursts::default();
+        (0..10).for_each(|_| sender.send(1_000_000, ms(500), true, ms(0)));
+        (0..990).for_each(|_| sender.send(1_000_000, ms(1), false, ms(499)));
+        assert_eq!(sender.rate.bytes_per_s(), Some(2e6));
     }
 
     /// A paced sender waits between its chunks: each is confirmed before the next one leaves.
@@ -303,28 +299,19 @@ mod tests {
     /// Deltas are so few bytes that the sender, not the path, says how many arrive; before, plans followed them down.
     #[test]
     fn a_sender_that_is_slower_than_the_path_does_not_make_it_narrow() {
-        let mut rate = RateEstimate::new();
-        let (mut now, mut delivered) = (ms(0), 0);
-        let mut burst = |rate: &mut RateEstimate, bytes, took, is_full| {
-            rate.busy(now, delivered);
-            if is_full {
-                rate.full();
-            }
-            (now, delivered) = (now + took, delivered + bytes);
-            rate.delivered(now, delivered, true, Duration::ZERO);
-            now += ms(10);
-        };
-        burst(&mut rate, 2_000_000, ms(20), false);
-        (0..1000).for_each(|_| burst(&mut rate, 5000, ms(5), false));
-        assert_eq!(rate.bytes_per_s(), Some(100e6));
-        (0..20).for_each(|_| burst(&mut rate, 4_000_000, ms(20), false));
-        let raised = rate.bytes_per_s().unwrap();
+        let mut sender = Bursts::default();
+        let burst = |sender: &mut Bursts, bytes, took, is_full| sender.send(bytes, took, is_full, ms(10));
+        burst(&mut sender, 2_000_000, ms(20), false);
+        (0..1000).for_each(|_| burst(&mut sender, 5000, ms(5), false));
+        assert_eq!(sender.rate.bytes_per_s(), Some(100e6));
+        (0..20).for_each(|_| burst(&mut sender, 4_000_000, ms(20), false));
+        let raised = sender.rate.bytes_per_s().unwrap();
         assert!((raised / 200e6 - 1.0).abs() < 0.01, "it can show that the path is wider: {raised}");
-        burst(&mut rate, 1_000_000, ms(20), true);
-        assert_eq!(rate.bytes_per_s(), Some(50e6), "a shaper let the bursts through");
-        (0..1000).for_each(|_| burst(&mut rate, 400_000, ms(1), false));
-        assert_eq!(rate.bytes_per_s(), Some(50e6));
-        (0..20).for_each(|_| burst(&mut rate, 1_600_000, ms(20), true));
-        assert!((rate.bytes_per_s().unwrap() / 80e6 - 1.0).abs() < 0.01, "{rate:?}");
+        burst(&mut sender, 1_000_000, ms(20), true);
+        assert_eq!(sender.rate.bytes_per_s(), Some(50e6), "a shaper let the bursts through");
+        (0..1000).for_each(|_| burst(&mut sender, 400_000, ms(1), false));
+        assert_eq!(sender.rate.bytes_per_s(), Some(50e6));
+        (0..20).for_each(|_| burst(&mut sender, 1_600_000, ms(20), true));
+        assert!((sender.rate.bytes_per_s().unwrap() / 80e6 - 1.0).abs() < 0.01, "{:?}", sender.rate);
     }
 }

@@ -46,13 +46,13 @@ const TRIAL_SHARE: f64 = 0.01;
 const TRIAL_TIME_FIRST: Duration = Duration::from_millis(3);
 /// Encoding must be so much better to be used instead of none.
 const BETTER_FACTOR: f64 = 0.99;
+/// And so much, to let pages go as they are: what is known of that is less certain.
+const BETTER_FACTOR_RAW: f64 = 0.9;
 /// Where the sender is busy all the time, a codec may be so much worse than the best if it takes the sender less time: what it
 /// takes is taken from guests as well, which no measurement shows.
 const WORSE_SHARE: f64 = 0.02;
 /// And so much, to stay.
 const WORSE_SHARE_CURRENT: f64 = 0.04;
-/// And so much, to let pages go as they are: what is known of that is less certain.
-const BETTER_FACTOR_RAW: f64 = 0.9;
 /// Bytes of pages after which earlier measurements of a codec count less than half.
 const MEMORY_BYTES: f64 = (2 << 20) as f64;
 /// The least weight of a new measurement.
@@ -350,10 +350,11 @@ impl Chooser {
         let best = encoding.clone().min_by(|&a, &b| time(a).total_cmp(&time(b)));
         let may_be_raw = codecs.clone().any(|codec| codec == Codec::Raw);
         let Some(best) = best else { return may_be_raw.then_some(Codec::Raw) };
+        let best_time = time(best);
         if may_be_raw {
             let is_better = match self.current {
-                Codec::Raw => time(best) > time(Codec::Raw) * BETTER_FACTOR,
-                current => time(Codec::Raw) <= time(best).min(time(current) * BETTER_FACTOR_RAW),
+                Codec::Raw => best_time > time(Codec::Raw) * BETTER_FACTOR,
+                current => time(Codec::Raw) <= best_time.min(time(current) * BETTER_FACTOR_RAW),
             };
             if is_better {
                 return Some(Codec::Raw);
@@ -363,7 +364,7 @@ impl Chooser {
         let busy_share = (self.sender_time(best) / self.path_time(best, bandwidth)).min(1.0);
         let is_near = |&codec: &Codec| {
             let worse = if codec == self.current { WORSE_SHARE_CURRENT } else { WORSE_SHARE };
-            time(codec) <= time(best) * (1.0 + worse * busy_share)
+            time(codec) <= best_time * (1.0 + worse * busy_share)
         };
         encoding.filter(is_near).min_by(|&a, &b| self.sender_time(a).total_cmp(&self.sender_time(b)))
     }

@@ -56,9 +56,7 @@ struct RamFile {
     /// What can be given back to the host: a page of the file system.
     unit_bytes: u64,
     mapping: Option<Mapping>,
-    /// Pages can be placed.
-    places: bool,
-    /// Made when it is needed; `None` where the system does not let us.
+    /// Made when it is needed; `None` where pages are not to be placed, or the system does not let us.
     placer: OnceLock<Option<Placer>>,
 }
 
@@ -74,7 +72,6 @@ impl GuestMemory {
             offset: 0,
             unit_bytes: PAGE_BYTES,
             mapping: None,
-            places: true,
             placer: OnceLock::new(),
         });
         Self { layout, files: files.collect() }
@@ -102,7 +99,8 @@ impl GuestMemory {
             let (offset, unit_bytes) = (block.mapping.file_offset, block.mapping.page_bytes);
             // Pages are placed one by one: where the system would make huge ones of them, it shall.
             let places = block.mapping.file_system == FileSystem::Tmpfs && block.mapping.huge_pages == HugePages::Never;
-            files.push(RamFile { file: block.file, offset, unit_bytes, mapping, places, placer: OnceLock::new() });
+            let placer = if places { OnceLock::new() } else { OnceLock::from(None) };
+            files.push(RamFile { file: block.file, offset, unit_bytes, mapping, placer });
         }
         Ok(Self { layout: ram.layout, files })
     }
@@ -209,9 +207,6 @@ impl GuestMemory {
     /// Makes new pages of the block with this content; for how many of its bytes, from the first one. The others have to be written.
     fn place(&self, block: usize, offset: u64, content: &[u8]) -> usize {
         let ram = &self.files[block];
-        if !ram.places {
-            return 0;
-        }
         let placer = ram.placer.get_or_init(|| {
             let block = &self.layout.blocks()[block];
             Placer::new(&ram.file, ram.offset, block.bytes)

@@ -1,5 +1,5 @@
 //! The system calls of write tracking that have no safe wrapper elsewhere: userfaultfd's and pagemap's ioctls, ptrace,
-//! and a wait that only looks. Nothing here decides anything.
+//! and a wait that only looks. `memory/` uses a userfaultfd as well. Nothing here decides anything.
 
 #![expect(unsafe_code, reason = "raw system calls on descriptors and on another process; each block argues its case")]
 
@@ -36,7 +36,7 @@ pub(super) const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
 const UFFD_API: u64 = 0xAA;
 pub(crate) const UFFDIO_REGISTER_MODE_MISSING: u64 = 1 << 0;
-pub(crate) const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
+pub(super) const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 const UFFDIO_COPY_MODE_DONTWAKE: u64 = 1 << 0;
 const UFFDIO_WRITEPROTECT_MODE_WP: u64 = 1 << 0;
 
