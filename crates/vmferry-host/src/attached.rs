@@ -3,9 +3,11 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use vmferry_core::engine::AddressSpacesReport;
@@ -67,15 +69,25 @@ impl QemuSource {
         let regions = ram.blocks.iter().enumerate();
         let regions = regions
             .map(|(index, block)| Region { pages: ram.layout.block_pages(index), address: block.mapping.address });
-        let tracker = Tracker::attach(guest.pid(), regions.collect())?;
-        let memory = GuestMemory::from_qemu(ram, RamAccess::Read)?;
-        let direct_reads = guest.reads_disks_directly()?.then(|| DirectReads::new(memory.layout().total_pages()));
+        let (pid, regions) = (guest.pid(), regions.collect());
+        let (tracker, asked) = thread::scope(|scope| {
+            // Arming takes tens of microseconds for each MiB. Meanwhile QEMU says what else there is to know.
+            let tracker = scope.spawn(move || Tracker::attach(pid, regions));
+            let asked = (|| {
+                let memory = GuestMemory::from_qemu(ram, RamAccess::Read)?;
+                let reads_directly = guest.reads_disks_directly()?;
+                Ok::<_, VmmError>((memory, reads_directly, guest.source().save_settings()?))
+            })();
+            (tracker.join().unwrap_or_else(|panic| resume_unwind(panic)), asked)
+        });
+        let tracker = tracker?;
+        let (memory, reads_directly, settings) = asked?;
+        let direct_reads = reads_directly.then(|| DirectReads::new(memory.layout().total_pages()));
         if direct_reads.is_some() {
             tracing::info!("disks are read straight into guest RAM: their requests are waited for again and again");
             // What had begun before the tracking is marked by nothing.
             guest.source().wait_for_requests()?;
         }
-        let settings = guest.source().save_settings()?;
         let guard = match guard {
             Some(program) => {
                 let host = |what| move |source| VmmError::Host { what, source };
@@ -344,7 +356,7 @@ impl Drop for QemuTarget {
 /// Reads a stream to its end on a thread of its own.
 fn read_in_background(mut stream: UnixStream) -> Receiver<std::io::Result<Vec<u8>>> {
     let (sender, receiver) = mpsc::sync_channel(RELAY_PIECES);
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         loop {
             let mut piece = vec![0; RELAY_BYTES];
             let item = match stream.read(&mut piece) {

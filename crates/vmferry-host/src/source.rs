@@ -157,9 +157,6 @@ pub fn migrate_with(
     let predictor = options.predictor.build(total_pages);
     let predicts = options.predictor != PredictorSpec::None;
     let observe = if predicts { options.observe } else { Duration::ZERO };
-    if options.address_spaces && predicts {
-        vmm.tell_owners_apart();
-    }
     let machine = vmm.machine();
     let cache = DeltaCache::new(options.delta_cache_bytes);
     let migration = migration_id()?;
@@ -205,6 +202,8 @@ pub fn migrate_with(
         start: Instant::now(),
         buffer: Buffer::zeroed((MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize),
         written: Vec::new(),
+        epoch_scans: 0,
+        tells_owners_apart: options.address_spaces && predicts,
         owners_allowance: options.epoch.mul_f64(OWNERS_SHARE),
         total_pages,
         told: Duration::ZERO,
@@ -235,6 +234,9 @@ struct Driver<'a> {
     start: Instant,
     buffer: Buffer,
     written: Vec<PageRun>,
+    /// Scans so far before which the guest ran.
+    epoch_scans: u64,
+    tells_owners_apart: bool,
     owners_allowance: Duration,
     total_pages: u64,
     told: Duration,
@@ -442,6 +444,19 @@ impl Driver<'_> {
         });
     }
 
+    /// Sees to it that who owns which page is known at the end of each epoch. The first scan only begins one; the first look,
+    /// which takes a while, comes at the second, when pages are under way.
+    fn look_at_owners(&mut self) {
+        if self.tells_owners_apart {
+            match self.epoch_scans {
+                0 => {}
+                1 => self.vmm.tell_owners_apart(),
+                _ => _ = self.vmm.refresh_owners(self.owners_allowance),
+            }
+        }
+        self.epoch_scans += 1;
+    }
+
     fn perform(&mut self, action: Action) -> Result<(), VmmError> {
         tracing::trace!(?action);
         match action {
@@ -461,7 +476,7 @@ impl Driver<'_> {
                 let stats = self.vmm.scan(relaxed, &mut self.written)?;
                 // Not in the stop phase: there is nothing to learn for any more.
                 if relaxed {
-                    self.vmm.refresh_owners(self.owners_allowance);
+                    self.look_at_owners();
                     self.source.handle_fixed_costs(self.vmm.fixed_costs());
                 }
                 self.source.handle_scan(self.start.elapsed(), stats.duration, &self.written, self.vmm.owners());
@@ -624,7 +639,8 @@ impl Driver<'_> {
                 self.give_batch(trial, zero, sent)?;
             }
             let batch = self.batch.get_or_insert_with(|| self.encoders.batch());
-            (batch.codec, batch.expected_share, batch.keeps) = (plan.codec, plan.expected_share, plan.deltas);
+            (batch.codec, batch.light) = (plan.codec, plan.light);
+            (batch.expected_share, batch.keeps) = (plan.expected_share, plan.deltas);
             batch.streams = self.links.len() as u16;
             // A trial is for little.
             batch.pages_max = if trial.is_some() { BATCH_PAGES } else { plan.batch_pages };

@@ -53,6 +53,13 @@ const CHUNK_TIMES_MAX: f64 = 4.0;
 const CHUNK_MAX_PAGES: u64 = 4 * MAX_PAGES_PER_FRAME;
 /// The fewest pages of a chunk; more, where they are fewer bytes than so many as they are.
 const CHUNK_MIN_PAGES: u64 = 8;
+/// After a scan at least so many times as long goes by as scans take, so that they leave the guest and the push most of the
+/// time,
+const SCAN_PAUSE_FACTOR: u32 = 8;
+/// but no more than this, beside an epoch that is longer anyway.
+const SCAN_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A scan's time counts as one part in so many among those before.
+const SCAN_TIME_PARTS: u32 = 4;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
 /// epoch is waited for.
 const SCAN_MIN_PAGES: u64 = 64;
@@ -429,6 +436,8 @@ pub struct Source {
     /// The writes of the last epochs, for [`RECALL_WINDOW`].
     window: VecDeque<Vec<PageRun>>,
     next_scan: Duration,
+    /// What a scan takes of late.
+    scan_time: Option<Duration>,
     last_epoch_pages: u64,
 
     /// The user holds the push, since then; and held it before for so long.
@@ -573,6 +582,7 @@ impl Source {
             ranking: Vec::new(),
             window: VecDeque::new(),
             next_scan: Duration::ZERO,
+            scan_time: None,
             last_epoch_pages: 0,
             push_held_since: None,
             push_held_for: Duration::ZERO,
@@ -758,6 +768,10 @@ impl Source {
         self.tracking.scans += 1;
         self.tracking.scan_ms += took_ms;
         self.tracking.scan_max_ms = self.tracking.scan_max_ms.max(took_ms);
+        self.scan_time = Some(match self.scan_time {
+            Some(before) => (before * (SCAN_TIME_PARTS - 1) + took) / SCAN_TIME_PARTS,
+            None => took,
+        });
         for &run in written {
             self.pending.insert_run(run);
             self.epoch_written.insert_run(run);
@@ -1266,15 +1280,26 @@ impl Source {
                 self.seen.insert_run(run);
             }
         }
-        let epochs = (RECALL_WINDOW.as_nanos() / self.config.epoch.as_nanos().max(1)).clamp(1, 64) as usize;
+        let epochs = (RECALL_WINDOW.as_nanos() / self.epoch().as_nanos().max(1)).clamp(1, 64) as usize;
         while self.window.len() >= epochs {
             self.window.pop_front();
         }
         self.window.push_back(written);
     }
 
+    /// From the end of a scan to the beginning of the next one, if nothing calls for it before.
+    fn scan_pause(&self) -> Duration {
+        let long = self.scan_time.unwrap_or_default().saturating_mul(SCAN_PAUSE_FACTOR).min(SCAN_PAUSE_MAX);
+        self.config.epoch.max(long)
+    }
+
+    /// Length of an epoch: what is written in it is found by the scan at its end.
+    fn epoch(&self) -> Duration {
+        self.scan_pause() + self.scan_time.unwrap_or_default()
+    }
+
     fn observed(&mut self, now: Duration) {
-        self.next_scan = now + self.config.epoch;
+        self.next_scan = now + self.scan_pause();
         self.ping(now);
         if let State::Observing { until } = self.state
             && now >= until
@@ -1296,7 +1321,7 @@ impl Source {
     fn plan_warm(&mut self, now: Duration) -> VecDeque<PageRun> {
         let facts = self.facts(now);
         let budget_pages = facts.budget_pages() as usize;
-        let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * self.config.epoch.as_secs_f64() * PLAN_MARGIN;
+        let epoch_bytes = self.bandwidth().unwrap_or(f64::MAX) * facts.epoch.as_secs_f64() * PLAN_MARGIN;
         let wanted = (epoch_bytes / facts.sizes.planned_bytes(PageClass::Written)) as usize;
         // After so many there is a scan at once: a path that is wider than measured does not lie idle until the next one.
         let wanted = wanted.max(self.chunk_pages(PageClass::Written).max(SCAN_MIN_PAGES) as usize);
@@ -1411,7 +1436,7 @@ impl Source {
             sizes: self.sizes,
             work: self.work,
             fresh_pages_per_epoch: self.fresh_pages_per_epoch as u64,
-            epoch: self.config.epoch,
+            epoch: self.epoch(),
             in_flight_bytes: self.in_flight_bytes(),
             bandwidth_bytes_per_s: self.bandwidth(),
             fixed,
@@ -1428,7 +1453,7 @@ impl Source {
                 return Some(self.act(Action::Scan { relaxed: true }));
             }
             // The target is heard once in each epoch all the same.
-            self.next_scan = now + self.config.epoch;
+            self.next_scan = now + self.scan_pause();
             self.ping(now);
             return self.poll_action(now);
         }
@@ -1638,7 +1663,7 @@ impl Source {
         self.written_while_pushing += self.epoch_written.len();
         self.written_in_push.union_with(&self.epoch_written);
         self.end_epoch(owners);
-        self.next_scan = now + self.config.epoch;
+        self.next_scan = now + self.scan_pause();
         self.ping(now);
         self.trend.scanned(now, self.last_epoch_pages, self.facts_without_bound(now).pending_bytes());
         if self.push_is_held() {

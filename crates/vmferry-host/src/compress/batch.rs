@@ -8,7 +8,7 @@ use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun};
 use vmferry_core::wire::{Encoding, MAX_PAGES_PER_FRAME, PageRuns, Pages, page_digest, stream_of};
 
 use super::cache::DeltaCache;
-use super::codec::{Codec, PageEncoder};
+use super::codec::{Codec, Outlook, PageEncoder};
 use super::delta::{append_changes, apply_changes};
 use super::is_zero;
 use crate::buffer::Buffer;
@@ -56,6 +56,8 @@ impl Cost {
 pub(crate) struct Costs {
     /// What the batch's codec made of pages.
     pub(crate) codec: Cost,
+    /// What the light one made of others.
+    pub(crate) light: Cost,
     /// What the codec that was tried made of the same pages.
     pub(crate) trial: Cost,
     /// What deltas came to, with the time for comparing pages.
@@ -127,7 +129,9 @@ impl Placed {
 pub(crate) struct Batch {
     /// What to try.
     pub(crate) codec: Codec,
-    /// What share of the pages' bytes the codec is expected to leave.
+    /// What to try instead with pages of which others leave no less.
+    pub(crate) light: Option<Codec>,
+    /// What share of the pages' bytes the codecs are expected to leave.
     pub(crate) expected_share: f64,
     /// Another codec, to see what it does to the same pages.
     pub(crate) trial: Option<Codec>,
@@ -159,6 +163,7 @@ impl Batch {
     pub(crate) fn new() -> Self {
         Self {
             codec: Codec::Raw,
+            light: None,
             expected_share: 1.0,
             trial: None,
             pages_max: BATCH_PAGES,
@@ -181,7 +186,7 @@ impl Batch {
 
     /// Empties it for other pages; what it occupies stays.
     pub(crate) fn clear(&mut self) {
-        (self.codec, self.expected_share, self.trial) = (Codec::Raw, 1.0, None);
+        (self.codec, self.light, self.expected_share, self.trial) = (Codec::Raw, None, 1.0, None);
         (self.pages_max, self.keeps, self.streams) = (BATCH_PAGES, false, 1);
         self.costs = Costs::default();
         self.runs.clear();
@@ -297,7 +302,8 @@ impl Batch {
         }
         let goes_alone = kind == Kind::New
             && (self.tried().next().is_none()
-                || (placed.run.count >= ALONE_PAGES && !encoder.is_compressible(&self.content[placed.bytes()])));
+                || (placed.run.count >= ALONE_PAGES
+                    && encoder.outlook(&self.content[placed.bytes()]) == Outlook::Incompressible));
         if goes_alone {
             return self.push_frame(&[placed], Form::Raw);
         }
@@ -315,9 +321,7 @@ impl Batch {
         let mut group = std::mem::take(&mut self.groups[stream][usize::from(based)]);
         if !group.is_empty() {
             let delta = if based { self.delta(encoder, &group) } else { None };
-            // One that might have gone alone was looked at before it came here.
-            let is_compressible = !based && matches!(group[..], [placed] if placed.run.count >= ALONE_PAGES);
-            match delta.or_else(|| self.plain(encoder, &group, is_compressible)) {
+            match delta.or_else(|| self.plain(encoder, &group)) {
                 Some(form) => self.push_frame(&group, form),
                 None => group.iter().for_each(|placed| self.push_frame(&[*placed], Form::Raw)),
             }
@@ -339,20 +343,26 @@ impl Batch {
     }
 
     /// Encodes pages by themselves; `None` where they are to go as they are.
-    fn plain(&mut self, encoder: &mut PageEncoder, group: &[Placed], is_compressible: bool) -> Option<Form> {
+    fn plain(&mut self, encoder: &mut PageEncoder, group: &[Placed]) -> Option<Form> {
         let mut tried = self.tried().peekable();
         tried.peek()?;
         let content = together(&self.content, &mut self.gathered, group.iter().map(Placed::bytes));
-        if !(is_compressible || encoder.is_compressible(content)) {
-            return None;
-        }
+        let light = match encoder.outlook(content) {
+            Outlook::Incompressible => return None,
+            Outlook::Repeats => self.light,
+            Outlook::Uneven => None,
+        };
         let mut best = None;
         let mut best_bytes = most_worth_sending(content.len());
-        for codec in tried {
+        for codec in light.into_iter().chain(tried.filter(|_| light.is_none())) {
             let start = self.out.len();
             let began = processor_time();
             let Some(bytes) = encoder.encode(codec, content, &mut self.out) else { continue };
-            let cost = if codec == self.codec { &mut self.costs.codec } else { &mut self.costs.trial };
+            let cost = match codec {
+                _ if light.is_some() => &mut self.costs.light,
+                _ if codec == self.codec => &mut self.costs.codec,
+                _ => &mut self.costs.trial,
+            };
             cost.add(content.len(), bytes, began);
             if bytes <= best_bytes {
                 best_bytes = bytes;
@@ -537,6 +547,7 @@ mod tests {
             rounds in prop::collection::vec((
                 0..5_usize,
                 prop::option::of(1..5_usize),
+                any::<bool>(),
                 prop::collection::vec((0..30_u64, 0..5_u8, any::<u64>()), 0..12),
                 prop::collection::vec((0..30_u64, 1..8_u64), 1..6),
             ), 1..12),
@@ -546,7 +557,7 @@ mod tests {
             let mut target = Target::default();
             let (mut encoder, mut batch) = (PageEncoder::new(), Batch::new());
             let mut cache = DeltaCache::new(cached_pages * PAGE_BYTES);
-            for (codec, trial, writes, runs) in rounds {
+            for (codec, trial, light, writes, runs) in rounds {
                 for (page, kind, seed) in writes {
                     let content = memory.get_mut(&page).unwrap();
                     if kind == 4 {
@@ -558,6 +569,7 @@ mod tests {
                 batch.clear();
                 batch.codec = codecs[codec];
                 batch.trial = trial.map(|trial| codecs[trial]);
+                batch.light = light.then_some(Codec::Lz4);
                 batch.expected_share = 0.4;
                 let mut end = 0;
                 for (skip, count) in runs {
@@ -572,6 +584,36 @@ mod tests {
                 for page in sent.iter().flat_map(|run| run.pages()) {
                     prop_assert!(target.pages[&page] == memory[&page.0], "{:?} by {:?}", page, codecs[codec]);
                 }
+            }
+        }
+    }
+
+    /// Of half random pages Zstandard leaves no less than LZ4, of text it does.
+    #[test]
+    fn content_that_only_repeats_goes_by_the_light_codec() {
+        let half_random = |seed| {
+            let mut page = page_of(1, seed);
+            page[PAGE / 2..].fill(7);
+            page
+        };
+        let text = |seed| page_of(1, seed).iter().map(|byte| b"etaoin shrdlu"[usize::from(byte % 13)]).collect();
+        let memory: HashMap<u64, Vec<u8>> =
+            (0..32).map(|page| (page, if page < 16 { half_random(page) } else { text(page) })).collect();
+        let mut encoder = PageEncoder::new();
+        for (light, expected) in [(Some(Codec::Lz4), Encoding::Lz4), (None, Encoding::Zstd)] {
+            for (first, expected) in [(0, expected), (16, Encoding::Zstd)] {
+                let (mut batch, mut target) = (Batch::new(), Target::default());
+                let mut cache = DeltaCache::new(0);
+                (batch.codec, batch.light) = (Codec::Zstd3, light);
+                read(&mut batch, PageRun::new(first, 16), &memory, &mut cache);
+                send(&mut batch, &mut encoder, &mut cache, &mut target);
+                let costs = batch.costs();
+                let of_light = expected == Encoding::Lz4;
+                assert_eq!((costs.light.content_bytes > 0, costs.codec.content_bytes > 0), (of_light, !of_light));
+                let [Frame { form: Form::Encoded { encoding, .. }, .. }] = &batch.frames[..] else {
+                    panic!("{:?}", batch.frames)
+                };
+                assert_eq!(*encoding, expected, "from page {first}, {light:?}");
             }
         }
     }

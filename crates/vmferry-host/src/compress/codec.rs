@@ -28,12 +28,15 @@ const SAMPLE_PIECES: usize = 8;
 const SAMPLE_PIECE_BYTES: usize = 256;
 /// Longer stretches are looked at in parts of this size.
 const LOOKED_AT_BYTES: usize = 64 * PAGE_BYTES as usize;
-/// Shorter stretches are not worth a look.
+/// Shorter stretches are not worth a look, nor a codec that takes its time to begin.
 const SAMPLED_PAGES: usize = 4;
 /// A sample is compressible if LZ4 leaves at most this share of it,
 const SAMPLE_LZ4_SHARE: f64 = 0.95;
 /// or if its bytes have at most so many bits of entropy each. Random bytes show 7.9 in a sample of this size.
 const SAMPLE_ENTROPY_BITS: f64 = 7.4;
+/// What LZ4 leaves of a sample can still be made smaller, by a codec that uses how frequent bytes are, if they have at most so
+/// many bits of entropy each.
+const LEFT_ENTROPY_BITS: f64 = 7.4;
 
 /// Why the data of a `pages` message are not pages.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +93,17 @@ impl Codec {
             Codec::Zstd1 | Codec::Zstd3 | Codec::Zstd6 => Encoding::Zstd,
         }
     }
+}
+
+/// What can be made of content, judged by some of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outlook {
+    /// Nothing: it is to go as it is.
+    Incompressible,
+    /// What repeats can be left out, and no more: LZ4 leaves as little as others, in less time.
+    Repeats,
+    /// Some bytes are more frequent than others, too. LZ4 makes no use of that.
+    Uneven,
 }
 
 /// Encodes pages; one for each thread. It keeps what it works with.
@@ -156,16 +170,28 @@ impl PageEncoder {
         append(out, compress_bound(content.len()), |room| compressor.compress_to_buffer(content, room).ok())
     }
 
-    /// Whether it is worth trying to make this smaller, by a look at some of it.
-    pub(crate) fn is_compressible(&mut self, content: &[u8]) -> bool {
-        content.chunks(LOOKED_AT_BYTES).any(|content| self.looks_compressible(content))
+    /// What can be made of this, by a look at some of it.
+    pub(crate) fn outlook(&mut self, content: &[u8]) -> Outlook {
+        let mut parts = [0_usize; 2];
+        for part in content.chunks(LOOKED_AT_BYTES) {
+            match self.outlook_of_part(part) {
+                Outlook::Incompressible => {}
+                Outlook::Repeats => parts[0] += 1,
+                Outlook::Uneven => parts[1] += 1,
+            }
+        }
+        match parts {
+            [0, 0] => Outlook::Incompressible,
+            [repeats, uneven] if repeats > uneven => Outlook::Repeats,
+            _ => Outlook::Uneven,
+        }
     }
 
-    fn looks_compressible(&mut self, content: &[u8]) -> bool {
+    fn outlook_of_part(&mut self, content: &[u8]) -> Outlook {
         let page = PAGE_BYTES as usize;
         let pages = content.len() / page;
         if pages < SAMPLED_PAGES {
-            return true;
+            return Outlook::Repeats;
         }
         self.sample.clear();
         for piece in 0..SAMPLE_PIECES {
@@ -174,8 +200,15 @@ impl PageEncoder {
             self.sample.extend_from_slice(&content[start..start + SAMPLE_PIECE_BYTES]);
         }
         let encoded = compress_into_with_table(&self.sample, &mut self.sample_out, &mut self.lz4_small);
-        let lz4_share = encoded.map_or(1.0, |bytes| bytes as f64 / self.sample.len() as f64);
-        lz4_share <= SAMPLE_LZ4_SHARE || entropy_bits(&self.sample) <= SAMPLE_ENTROPY_BITS
+        let left = encoded.map_or(&self.sample[..], |bytes| &self.sample_out[..bytes]);
+        if left.len() as f64 > SAMPLE_LZ4_SHARE * self.sample.len() as f64 {
+            let is_uneven = entropy_bits(&self.sample) <= SAMPLE_ENTROPY_BITS;
+            if is_uneven { Outlook::Uneven } else { Outlook::Incompressible }
+        } else if entropy_bits(left) <= LEFT_ENTROPY_BITS {
+            Outlook::Uneven
+        } else {
+            Outlook::Repeats
+        }
     }
 }
 
@@ -374,11 +407,14 @@ mod tests {
     fn a_sample_tells_what_can_be_made_smaller() {
         let mut encoder = PageEncoder::new();
         for pages in [4, 5, 63, 64, 256] {
-            assert!(!encoder.is_compressible(&noise(5, pages * PAGE)), "noise of {pages} pages");
-            assert!(encoder.is_compressible(&text(pages * PAGE)), "text of {pages} pages");
+            assert_eq!(encoder.outlook(&noise(5, pages * PAGE)), Outlook::Incompressible, "noise of {pages} pages");
+            assert_eq!(encoder.outlook(&text(pages * PAGE)), Outlook::Uneven, "text of {pages} pages");
             // No byte sequence repeats, and yet each byte holds 6 bits only.
             let letters: Vec<u8> = noise(6, pages * PAGE).iter().map(|byte| b'0' + (byte & 63)).collect();
-            assert!(encoder.is_compressible(&letters), "letters of {pages} pages");
+            assert_eq!(encoder.outlook(&letters), Outlook::Uneven, "letters of {pages} pages");
+            let mut half = noise(7, pages * PAGE);
+            half.chunks_exact_mut(PAGE).for_each(|page| page[..PAGE / 2].fill(1));
+            assert_eq!(encoder.outlook(&half), Outlook::Repeats, "half noise of {pages} pages");
         }
     }
 
