@@ -84,7 +84,7 @@ const LOOK_FACTOR: f64 = 1.25;
 /// What a path is thought to carry before anything is known of it.
 const BANDWIDTH_FIRST_BYTES_PER_S: f64 = 300e6;
 /// A sender that could fill a path so many times as wide does not make it look narrow.
-const IDLE_FACTOR: f64 = 2.0;
+const IDLE_FACTOR: f64 = 1.4;
 /// Bytes of pages that show how long the sender takes.
 const SENDER_BYTES: u64 = 4 << 20;
 /// The weight of such a measurement.
@@ -97,8 +97,8 @@ const BATCH_TIME: Duration = Duration::from_millis(6);
 const SETTLING_TIME: Duration = Duration::from_millis(200);
 /// Bytes have a worth of their own: one percent fewer makes up for this many percent more time, whether pages are encoded,
 const BYTES_WEIGHT: f64 = 0.35;
-/// and how. What encodes at all leaves the path to others as well; where pages had better go as they are, it is wide.
-const BYTES_WEIGHT_ENCODED: f64 = 0.6;
+/// and how. Where pages had better go as they are, the path is wide and its bytes are worth less.
+const BYTES_WEIGHT_ENCODED: f64 = 1.0;
 /// Weight of a trial against what was assumed,
 const FIRST_TRIAL_WEIGHT: f64 = 0.8;
 /// and against trials before.
@@ -731,7 +731,7 @@ mod tests {
             (5e9, Codec::Raw, false),
             (2e9, Codec::Raw, true),
             (1e9, Codec::Lz4, true),
-            (300e6, Codec::Lz4, true),
+            (300e6, Codec::Zstd1, true),
             (117e6, Codec::Zstd1, true),
             (50e6, Codec::Zstd3, true),
             (11.7e6, Codec::Zstd6, true),
@@ -846,16 +846,18 @@ mod tests {
             Codec::Zstd3 => 0.506,
             Codec::Zstd6 | Codec::Raw => 0.478,
         };
+        // What the path carries is known.
+        let path = Path { cap_bytes_per_s: Some(50_000_000), ..path(50e6) };
         let mut used = [0; 4];
         for at in 0..2000_u64 {
-            let plan = chooser.plan(ms(at * 5), &path(50e6));
+            let plan = chooser.plan(ms(at * 5), &path);
             let of = |codec| costs(256 << 10, share(codec), if codec == Codec::Zstd6 { 16.0 } else { 3.0 }).codec;
             let costs =
                 Costs { codec: of(plan.codec), trial: plan.trial.map(of).unwrap_or_default(), ..Costs::default() };
             chooser.encoded(ms(at * 5), plan.codec, plan.trial, &costs);
             index(plan.codec).into_iter().for_each(|at| used[at] += 1);
         }
-        assert!(used[1] > 1850, "{used:?}");
+        assert!(used[1] > 1750, "{used:?}");
     }
 
     #[test]
