@@ -918,6 +918,39 @@ fn encodings_that_were_not_agreed_on_are_refused() {
 
 /// A driver that lost the connection while it sent pages heard a confirmation of bytes that it had not reported yet, and
 /// the report blamed the target for it.
+/// Where a scan takes long, as of a large guest, the push and the guest have most of the time all the same.
+#[test]
+fn long_scans_are_made_less_often() {
+    for (took_ms, pause_ms) in [(0, 10), (1, 10), (20, 160), (80, 640), (400, 1000)] {
+        let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::DEFAULT);
+        world.drive_until_pages_are_sent(&WholeGuest, &[]);
+        let sent = SentPages { raw_pages: 300, raw_bytes: 1 << 20, ..SentPages::default() };
+        // Nothing is confirmed, and the window is full.
+        world.source.handle_pages_sent(world.now, &sent);
+        let (mut scanned, mut pauses) = (world.now, Vec::new());
+        while pauses.len() < 20 {
+            match world.source.poll_action(world.now) {
+                Some(Action::Scan { .. }) => {
+                    pauses.push((world.now - scanned).as_millis());
+                    world.now += ms(took_ms);
+                    scanned = world.now;
+                    world.source.handle_scan(world.now, ms(took_ms), &[PageRun::new(7, 1)], &WholeGuest);
+                }
+                Some(Action::Send(message)) => {
+                    world.source.handle_message_sent(world.now, 24);
+                    if let Message::Ping(number) = message {
+                        world.source.handle_message(world.now, &Message::Pong(number));
+                    }
+                }
+                Some(action) => panic!("{action:?}"),
+                None => world.now += ms(1),
+            }
+        }
+        let last = *pauses.last().unwrap();
+        assert!(last.abs_diff(pause_ms) <= pause_ms / 10, "scans of {took_ms} ms: {pauses:?}");
+    }
+}
+
 #[test]
 fn confirmations_of_bytes_that_are_not_counted_yet_do_not_hide_why_it_failed() {
     let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::PLAIN);

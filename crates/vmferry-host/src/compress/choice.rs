@@ -103,6 +103,8 @@ const BYTES_WEIGHT_ENCODED: f64 = 1.0;
 const FIRST_TRIAL_WEIGHT: f64 = 0.8;
 /// and against trials before.
 const TRIAL_WEIGHT: f64 = 0.5;
+/// No codec differs more than so many times from another.
+const RELATION_MAX: f64 = 64.0;
 /// A path that carries this share of the cap is not what limits.
 const CAP_SHARE: f64 = 0.95;
 
@@ -443,7 +445,8 @@ impl Chooser {
 
     /// A codec was tried on pages that another one encoded as well.
     fn compare(&mut self, used: usize, tried: usize, costs: &Costs) {
-        let ratio = |tried: f64, used: f64| (tried / used.max(f64::MIN_POSITIVE)).max(f64::MIN_POSITIVE);
+        let ratio =
+            |tried: f64, used: f64| (tried / used.max(f64::MIN_POSITIVE)).clamp(1.0 / RELATION_MAX, RELATION_MAX);
         let time = ratio(costs.trial.ns_per_byte(), costs.codec.ns_per_byte());
         let share = ratio(costs.trial.share(), costs.codec.share());
         if Codec::ENCODING[tried] == Codec::Lz4 {
