@@ -921,12 +921,21 @@ fn encodings_that_were_not_agreed_on_are_refused() {
 /// Where a scan takes long, as of a large guest, the push and the guest have most of the time all the same.
 #[test]
 fn long_scans_are_made_less_often() {
-    for (took_ms, pause_ms) in [(0, 10), (1, 10), (20, 160), (80, 640), (400, 1000)] {
+    for (took_ms, stall_s, pause_ms) in
+        [(0, 60, 10), (1, 60, 10), (20, 60, 160), (80, 60, 640), (400, 60, 1000), (400, 4, 500)]
+    {
         let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::DEFAULT);
+        let config = SourceConfig {
+            stall_timeout: Duration::from_secs(stall_s),
+            downtime_limit: Duration::from_secs(10),
+            ..source_config(1, true, false)
+        };
+        world.source = Source::new(config, Box::new(NoPrediction), PolicySpec::Vmferry.build(PATIENCE));
         world.drive_until_pages_are_sent(&WholeGuest, &[]);
         let sent = SentPages { raw_pages: 300, raw_bytes: 1 << 20, ..SentPages::default() };
         // Nothing is confirmed, and the window is full.
         world.source.handle_pages_sent(world.now, &sent);
+        world.source.handle_message(world.now, &Message::Pong(1));
         let (mut scanned, mut pauses) = (world.now, Vec::new());
         while pauses.len() < 20 {
             match world.source.poll_action(world.now) {
@@ -942,7 +951,7 @@ fn long_scans_are_made_less_often() {
                         world.source.handle_message(world.now, &Message::Pong(number));
                     }
                 }
-                Some(action) => panic!("{action:?}"),
+                Some(action) => panic!("{action:?}, {:?}", world.source.error()),
                 None => world.now += ms(1),
             }
         }

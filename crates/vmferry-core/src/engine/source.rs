@@ -56,8 +56,10 @@ const CHUNK_MIN_PAGES: u64 = 8;
 /// After a scan at least so many times as long goes by as scans take, so that they leave the guest and the push most of the
 /// time,
 const SCAN_PAUSE_FACTOR: u32 = 8;
-/// but no more than this, beside an epoch that is longer anyway.
+/// but no more than this, beside an epoch that is longer anyway,
 const SCAN_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// and than this part of the stall timeout: after each scan at least the other side hears of us, and we of it.
+const SCAN_PAUSE_STALL_PARTS: u32 = 8;
 /// A scan's time counts as one part in so many among those before.
 const SCAN_TIME_PARTS: u32 = 4;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
@@ -1289,8 +1291,9 @@ impl Source {
 
     /// From the end of a scan to the beginning of the next one, if nothing calls for it before.
     fn scan_pause(&self) -> Duration {
-        let long = self.scan_time.unwrap_or_default().saturating_mul(SCAN_PAUSE_FACTOR).min(SCAN_PAUSE_MAX);
-        self.config.epoch.max(long)
+        let long = self.scan_time.unwrap_or_default().saturating_mul(SCAN_PAUSE_FACTOR);
+        let most = SCAN_PAUSE_MAX.min(self.config.stall_timeout / SCAN_PAUSE_STALL_PARTS);
+        self.config.epoch.max(long.min(most))
     }
 
     /// Length of an epoch: what is written in it is found by the scan at its end.
