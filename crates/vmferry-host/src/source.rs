@@ -56,7 +56,7 @@ pub struct MigrateOptions {
     pub shadows: Vec<PolicySpec>,
     /// Compare digests of all pages before the hand-over.
     pub verify: bool,
-    /// Time between scans.
+    /// Time between scans; longer where they take long.
     pub epoch: Duration,
     /// How long to watch before pushing.
     pub observe: Duration,

@@ -160,7 +160,7 @@ pub(crate) struct Tuning {
     /// Print the report as one JSON document on standard output
     #[arg(long)]
     pub(crate) json: bool,
-    /// Time between two scans for written pages
+    /// Time between two scans for written pages; longer where they take long
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = units::time)]
     pub(crate) epoch: Duration,
     /// How long to watch the guest before the first page is sent; saves little traffic for its time

@@ -105,7 +105,7 @@ pub struct SourceConfig {
     pub downtime_limit: Duration,
     /// The most bytes to send per second; `None`: as the path allows.
     pub bandwidth_cap_bytes_per_s: Option<u64>,
-    /// Time between scans for written pages.
+    /// Time between scans for written pages; longer where they take long, up to a second.
     pub epoch: Duration,
     /// How long to watch before the first page is sent.
     pub observe: Duration,
