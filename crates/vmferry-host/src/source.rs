@@ -200,7 +200,7 @@ pub fn migrate_with(
         batch: None,
         is_paused: false,
         start: Instant::now(),
-        buffer: Buffer::zeroed((MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize),
+        buffer: Buffer::default(),
         written: Vec::new(),
         epoch_scans: 0,
         tells_owners_apart: options.address_spaces && predicts,
@@ -530,6 +530,7 @@ impl Driver<'_> {
             bandwidth_bytes_per_s: self.source.bandwidth_bytes_per_s(),
             cap_bytes_per_s: self.source.bandwidth_cap_bytes_per_s(),
             encodings: self.source.encodings(),
+            is_filled: self.source.path_is_filled(),
             is_paused: self.is_paused,
             may_be_deltas: runs.iter().flat_map(|run| run.pages()).any(|page| self.cache.contains(page)),
         };
@@ -691,8 +692,10 @@ impl Driver<'_> {
                     let (count_pages, encoding) = (pages.runs.pages(), pages.encoding);
                     let bytes = self.queue_pages(pages, sent)?;
                     count(encoding, Encoded { pages: count_pages, bytes }, sent);
+                    let has_time = self.source.path_is_filled();
                     for (page, content) in held.new_pages() {
-                        if batch.keeps && (self.cache.takes_any() || self.source.is_written_again(page)) {
+                        let takes_any = has_time && self.cache.takes_any();
+                        if batch.keeps && (takes_any || self.source.is_written_again(page)) {
                             self.cache.put(page, content);
                         } else {
                             self.cache.remove(page);
@@ -774,7 +777,7 @@ impl Driver<'_> {
         while let Some(run) = left {
             let (piece, rest) = run.split_front(block_pages(self.links.len(), run).min(MAX_PAGES_PER_FRAME));
             left = rest;
-            let buffer = &mut self.buffer[..(piece.count * PAGE_BYTES) as usize];
+            let buffer = self.buffer.room((piece.count * PAGE_BYTES) as usize);
             self.vmm.memory().read(piece, buffer)?;
             let are_zero = buffer.chunks_exact(PAGE_BYTES as usize).map(is_zero);
             let stretches: Vec<_> = piece.stretches(are_zero).collect();
@@ -816,7 +819,8 @@ impl Driver<'_> {
             // Small enough that the target compares while the next ones are computed.
             let (piece, rest) = run.split_front(MAX_DIGESTS_PER_FRAME.min(4096));
             left = rest;
-            let digests = digests(self.vmm.memory(), piece, &mut self.buffer)?;
+            let buffer = self.buffer.room((MAX_PAGES_PER_FRAME * PAGE_BYTES) as usize);
+            let digests = digests(self.vmm.memory(), piece, buffer)?;
             bytes += self.links[0].send(&Message::Digests(Digests { first: piece.first.0, digests }))?;
         }
         Ok(bytes)

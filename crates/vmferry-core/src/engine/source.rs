@@ -4,11 +4,13 @@
 //! [`Source::handle_failure`] if it cannot. Written pages that a scan reported are the machine's debt from then on: it
 //! keeps them pending until their content was sent after the scan.
 
+mod cold;
 mod control;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use cold::ColdPages;
 pub use control::{AtTimeLimit, ChangeError, Estimate, TimeLimit, Unfinished};
 
 use super::report::{
@@ -43,6 +45,8 @@ const ROUND_TRIP_PARTS: u32 = 4;
 const WINDOW_LIMIT_PARTS: u32 = 12;
 const WINDOW_TIME_MIN: Duration = Duration::from_millis(8);
 const WINDOW_TIME_MAX: Duration = Duration::from_millis(24);
+/// As long as all but one part in so many of that is under way, the path is filled well.
+const FILLED_PARTS: u64 = 4;
 /// A chunk of pages should take this part of the time for which the path is kept filled, so that it is not emptied meanwhile,
 /// and that scans and cancellations are not late. Not less on a slow path: pages are compressed by the chunk, and the more at
 /// once the better.
@@ -51,6 +55,9 @@ const CHUNK_WINDOW_PARTS: u32 = 2;
 const CHUNK_TIMES_MAX: f64 = 4.0;
 /// The most pages of a chunk: of several frames and batches, so that several processors have a part in it.
 const CHUNK_MAX_PAGES: u64 = 4 * MAX_PAGES_PER_FRAME;
+/// A chunk has at most so many times the pages of the largest one before: at the beginning nothing is known of what they take,
+/// and the sender is slower than later on.
+const CHUNK_GROWTH: u64 = 4;
 /// The fewest pages of a chunk; more, where they are fewer bytes than so many as they are.
 const CHUNK_MIN_PAGES: u64 = 8;
 /// After a scan at least so many times as long goes by as scans take, so that they leave the guest and the push most of the
@@ -65,10 +72,6 @@ const SCAN_TIME_PARTS: u32 = 4;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
 /// epoch is waited for.
 const SCAN_MIN_PAGES: u64 = 64;
-/// Pages never seen written go in stages: first those with no written page in the aligned block of so many pages around
-/// them, and last those that only were not written themselves. Guests write in neighbourhoods, so the later ones are the
-/// likelier to be written yet.
-const COLD_BLOCK_PAGES: [u64; 3] = [512, 64, 1];
 /// The pages chosen at a scan should last until the next one, also if the path is so much faster than measured.
 const PLAN_MARGIN: f64 = 1.5;
 /// At most so many pages, and this part of the guest's, are sent in the first pass to learn what a page costs that was sent
@@ -362,12 +365,12 @@ enum StopStep {
 }
 
 /// What is being sent, and how far it is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Push {
-    /// Where the search for the next page goes on: among those never seen written, or among all in address order.
+    /// Where the search for the next page goes on, among all in address order.
     cursor: u64,
-    /// Which of [`COLD_BLOCK_PAGES`] the search is at.
-    stage: usize,
+    /// The pages never seen written.
+    cold: ColdPages,
     /// The pages seen written to send until the next scan, in ascending order; `None` until they are chosen.
     warm: Option<VecDeque<PageRun>>,
     /// Pages sent since the last scan.
@@ -379,6 +382,38 @@ struct Push {
     drained: bool,
     /// Pages to learn from, to be sent next; `None` until they are chosen, after each scan.
     probes: Option<VecDeque<Vec<PageRun>>>,
+}
+
+impl Push {
+    /// Sends these, for a start, of so many pages.
+    fn new(pending_pages: u64, total_pages: u64) -> Self {
+        Self {
+            cursor: 0,
+            cold: ColdPages::new(total_pages),
+            warm: None,
+            pages_since_scan: 0,
+            pass_pages: 0,
+            pass_length: pending_pages,
+            drained: false,
+            probes: None,
+        }
+    }
+}
+
+/// How much is sent at once.
+#[derive(Debug, Clone, Copy)]
+struct Chunk {
+    bytes: f64,
+    /// No page is taken to be less.
+    page_bytes_min: f64,
+    pages_max: u64,
+}
+
+impl Chunk {
+    /// As pages, if each is so many bytes on the wire.
+    fn pages(&self, page_bytes: f64) -> u64 {
+        ((self.bytes / page_bytes.max(self.page_bytes_min)) as u64).clamp(CHUNK_MIN_PAGES, self.pages_max)
+    }
 }
 
 /// A ping that was not answered yet.
@@ -420,6 +455,8 @@ pub struct Source {
     sending: Vec<PageRun>,
     /// What they are, by most of them.
     sending_class: PageClass,
+    /// The most pages of a chunk so far.
+    largest_chunk: u64,
     /// Pages whose content was sent at least once.
     ever_sent: PageSet,
     /// Pages that are not zero on the target.
@@ -575,6 +612,7 @@ impl Source {
             probed_pages: 0,
             sending: Vec::new(),
             sending_class: PageClass::New,
+            largest_chunk: 0,
             ever_sent: PageSet::empty(total),
             not_zero: PageSet::empty(total),
             epoch_written: PageSet::empty(total),
@@ -852,6 +890,9 @@ impl Source {
         let zero_pages: u64 = sent.zero.iter().map(|run| run.count).sum();
         let sent_pages = sent.content_pages() + zero_pages;
         self.sizes.sent(self.sending_class, sent_pages, sent.bytes());
+        if let State::Pushing(push) = &mut self.state {
+            push.cold.sent(sent_pages, sent.bytes());
+        }
         self.work.worked(self.sending_class, sent_pages, sent.working);
         if let Some(ping) = &mut self.ping {
             ping.busy += sent.busy;
@@ -1047,6 +1088,13 @@ impl Source {
         self.bandwidth()
     }
 
+    /// Whether so much is under way that the path is not empty while some pages are prepared.
+    pub fn path_is_filled(&self) -> bool {
+        // Before anything is known of the path, nothing says so.
+        let least = self.window_bytes() / FILLED_PARTS * (FILLED_PARTS - 1);
+        self.bandwidth().is_some() && self.in_flight_bytes() >= least
+    }
+
     /// The round trip of late, without the time that bytes under way take.
     pub fn round_trip(&self) -> Option<Duration> {
         self.round_trip
@@ -1190,24 +1238,34 @@ impl Source {
         (self.config.downtime_limit / WINDOW_LIMIT_PARTS).clamp(WINDOW_TIME_MIN, WINDOW_TIME_MAX)
     }
 
-    fn window_open(&self) -> bool {
+    /// The most bytes that are to be under way.
+    fn window_bytes(&self) -> u64 {
         let time = self.filled_time() + 2 * self.round_trip.unwrap_or_default();
-        let window = match self.capped(self.rate.peak_bytes_per_s()) {
+        match self.capped(self.rate.peak_bytes_per_s()) {
             Some(rate) => ((rate * time.as_secs_f64()) as u64).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES),
             None => WINDOW_FIRST_BYTES,
-        };
-        self.in_flight_bytes() < window
+        }
     }
 
-    /// Pages of this class that make a chunk.
-    fn chunk_pages(&self, class: PageClass) -> u64 {
+    fn window_open(&self) -> bool {
+        self.in_flight_bytes() < self.window_bytes()
+    }
+
+    /// How much of the pages of this class makes a chunk.
+    fn chunk(&self, class: PageClass) -> Chunk {
         let time = self.filled_time() / CHUNK_WINDOW_PARTS;
         let bytes = self.bandwidth().map_or(0.0, |rate| rate * time.as_secs_f64());
-        // As bytes, the least is that of pages as they are: each chunk costs some time beside its bytes.
-        let bytes = bytes.max((CHUNK_MIN_PAGES * PAGE_WIRE_BYTES) as f64);
-        // Zero pages come in whole regions, and others behind them.
-        let page_bytes = self.sizes.mean_bytes(class).max(self.sizes.planned_bytes(class) / CHUNK_TIMES_MAX);
-        ((bytes / page_bytes) as u64).clamp(CHUNK_MIN_PAGES, CHUNK_MAX_PAGES)
+        Chunk {
+            // As bytes, the least is that of pages as they are: each chunk costs some time beside its bytes.
+            bytes: bytes.max((CHUNK_MIN_PAGES * PAGE_WIRE_BYTES) as f64),
+            // Zero pages come in whole regions, and others behind them.
+            page_bytes_min: self.sizes.planned_bytes(class) / CHUNK_TIMES_MAX,
+            pages_max: (self.largest_chunk * CHUNK_GROWTH).clamp(CHUNK_MIN_PAGES, CHUNK_MAX_PAGES),
+        }
+    }
+
+    fn chunk_pages(&self, class: PageClass) -> u64 {
+        self.chunk(class).pages(self.sizes.mean_bytes(class))
     }
 
     /// The same for pages of either class.
@@ -1316,7 +1374,7 @@ impl Source {
     }
 
     fn begin_push(&mut self) {
-        self.state = State::Pushing(Push { pass_length: self.pending.len(), ..Push::default() });
+        self.state = State::Pushing(Push::new(self.pending.len(), self.pages.total));
     }
 
     /// Chooses among the pending pages that were seen written: the hottest are held back, as many as the policy wants, and
@@ -1493,14 +1551,15 @@ impl Source {
 
     /// The next pages to send, taken out of `pending` by [`Self::send_pages`].
     fn next_chunk(&mut self, now: Duration) -> Vec<PageRun> {
+        let predicts = !self.seen.is_empty();
+        let runs = match self.rules.order {
+            SendOrder::ColdestFirst if predicts => self.next_probe().unwrap_or_else(|| self.next_cold()),
+            SendOrder::ColdestFirst if self.passes == 0 => self.next_cold(),
+            SendOrder::ColdestFirst | SendOrder::Address => Vec::new(),
+        };
         match self.rules.order {
-            SendOrder::ColdestFirst if !self.seen.is_empty() => {
-                if let Some(runs) = self.next_probe() {
-                    return runs;
-                }
-                let runs = self.next_cold(self.chunk_pages(PageClass::New));
-                if runs.is_empty() { self.next_warm(now, self.chunk_pages(PageClass::Written)) } else { runs }
-            }
+            _ if !runs.is_empty() => runs,
+            SendOrder::ColdestFirst if predicts => self.next_warm(now, self.chunk_pages(PageClass::Written)),
             // Without any prediction, all pages are alike.
             SendOrder::ColdestFirst | SendOrder::Address => self.next_by_address(self.any_chunk_pages()),
         }
@@ -1579,39 +1638,14 @@ impl Source {
         runs
     }
 
-    /// Pages never seen written. A written page is seen, so they only become fewer, and no stage has to be gone through
-    /// twice.
-    fn next_cold(&mut self, most: u64) -> Vec<PageRun> {
-        let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
-        let mut runs: Vec<PageRun> = Vec::new();
-        let mut pages = 0;
-        while let Some(&block_pages) = COLD_BLOCK_PAGES.get(push.stage)
-            && pages < most
-            && runs.len() < MAX_RUNS_PER_ACTION
-        {
-            let Some(page) = self.pending.next(PageNumber(push.cursor)) else {
-                (push.stage, push.cursor) = (push.stage + 1, 0);
-                if runs.is_empty() {
-                    continue;
-                }
-                // The next stage would find the pages just taken, which are pending until they are sent.
-                break;
-            };
-            let block = page.0 - page.0 % block_pages;
-            let block_end = block + block_pages;
-            if self.seen.next(PageNumber(block)).is_some_and(|seen| seen.0 < block_end) {
-                push.cursor = block_end;
-                continue;
-            }
-            let Some(run) = self.pending.next_run(page, (most - pages).min(block_end - page.0)) else { continue };
-            push.cursor = run.end();
-            pages += run.count;
-            match runs.last_mut() {
-                Some(last) if last.end() == run.first.0 => last.count += run.count,
-                Some(_) | None => runs.push(run),
-            }
-        }
-        runs
+    /// Pages never seen written. A written page is seen, so they only become fewer.
+    fn next_cold(&mut self) -> Vec<PageRun> {
+        let is_filled = self.path_is_filled();
+        let (chunk, mean_bytes) = (self.chunk(PageClass::New), self.sizes.mean_bytes(PageClass::New));
+        let Self { pending, seen, state, .. } = self;
+        let State::Pushing(push) = state else { unreachable!("only called while pushing") };
+        let pages_max = |page_bytes: Option<f64>| chunk.pages(page_bytes.unwrap_or(mean_bytes));
+        push.cold.next(pending, seen, is_filled, pages_max, MAX_RUNS_PER_ACTION)
     }
 
     fn next_warm(&mut self, now: Duration, most: u64) -> Vec<PageRun> {
@@ -1651,6 +1685,7 @@ impl Source {
             // Until the driver says otherwise.
             self.not_zero.insert(page);
         }
+        self.largest_chunk = self.largest_chunk.max(pages);
         if let State::Pushing(push) = &mut self.state {
             push.pages_since_scan += pages;
             push.pass_pages += pages;

@@ -21,6 +21,8 @@ const HELD_SHARE_DECAY: f64 = 0.5;
 const EXTRA_PASSES_MAX: u32 = 4;
 /// A pass more is worth its time if it is expected to leave at most this share of what remains now.
 const GAIN_FACTOR: f64 = 0.7;
+/// And the pause becomes shorter by at least this share of the pass's time.
+const GAIN_TIME_SHARE: f64 = 0.1;
 /// And its time, as a share of the time spent so far, is at most this.
 const EXTRA_PASS_TIME_SHARE: f64 = 0.2;
 /// For so long the path is only being measured: a burst that a shaper lets through would make any rest fit.
@@ -68,7 +70,7 @@ impl Predictive {
     }
 
     /// Whether one more pass would shorten the pause by more than its own worth: it costs little of the time spent so
-    /// far and leaves markedly less.
+    /// far, leaves markedly less, and that matters beside what it costs.
     fn another_pass_pays(facts: &Facts) -> bool {
         let Some(bandwidth) = facts.bandwidth_bytes_per_s else { return false };
         if facts.unheld_pages == 0 {
@@ -83,7 +85,14 @@ impl Predictive {
         let left = worth(held as f64 + fresh.min(facts.unheld_pages as f64), facts.held_new_pages.min(held));
         let now = worth(facts.pending_pages as f64, facts.new_pages.min(facts.pending_pages));
         let time_s = facts.pushing_for.as_secs_f64() * EXTRA_PASS_TIME_SHARE;
-        left <= now * GAIN_FACTOR && pass_s <= time_s
+        let then = Facts {
+            pending_pages: held + (fresh as u64).min(facts.unheld_pages),
+            new_pages: facts.held_new_pages.min(held),
+            ..*facts
+        };
+        let pause_s = |facts: &Facts| facts.expected_downtime().map_or(f64::MAX, |pause| pause.as_secs_f64());
+        let gain_s = pause_s(facts) - pause_s(&then);
+        left <= now * GAIN_FACTOR && gain_s >= pass_s * GAIN_TIME_SHARE && pass_s <= time_s
     }
 
     /// Whether for a long time not even a schedule that knows the future could have paused within the limit.
@@ -321,8 +330,12 @@ mod tests {
         assert_eq!(policy.decide(Moment::PassEnd, &rewritten), Decision::Pause);
         assert_eq!(policy.decide(Moment::Scan, &facts()), Decision::Pause);
         // All are written again, but what was sent before goes as a small delta.
-        let as_deltas = Facts { new_pages: 900, rewrite_share: 0.1, ..rewritten };
+        let mut as_deltas = Facts { new_pages: 900, rewrite_share: 0.1, ..rewritten };
+        as_deltas.sizes.sent(PageClass::Written, 10_000, 10_000 * 400);
         assert_eq!(policy.decide(Moment::PassEnd, &as_deltas), Decision::Push);
+        // A tenth is left, but of next to nothing: the pass would take 50 ms for 4.
+        let few = Facts { pending_pages: 100, unheld_pages: 90, ..facts() };
+        assert_eq!(policy.decide(Moment::PassEnd, &few), Decision::Pause);
         let first_pass = |ms| Facts { passes: 0, pushing_for: Duration::from_millis(ms), ..facts() };
         assert_eq!(policy.decide(Moment::Scan, &first_pass(150)), Decision::Push, "the path is not known yet");
         assert_eq!(policy.decide(Moment::Scan, &first_pass(250)), Decision::Pause);

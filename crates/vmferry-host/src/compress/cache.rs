@@ -51,8 +51,8 @@ impl DeltaCache {
         self.slots.is_empty()
     }
 
-    /// Whether so little is in it that pages may be kept of which it is not known whether they are written again. The first
-    /// ones are sent before any was seen written.
+    /// Whether so little is in it that pages may be kept of which it is not known whether they are written again, if there is
+    /// time for it. The first ones are sent before any was seen written.
     pub(crate) fn takes_any(&self) -> bool {
         self.slots.len() < self.slots_max / ANY_PARTS
     }
@@ -74,15 +74,31 @@ impl DeltaCache {
         if self.is_off() {
             return;
         }
-        let slot = match self.slots.get(&page) {
-            Some(&slot) => {
-                self.used[slot] = true;
+        if let Some(&slot) = self.slots.get(&page) {
+            self.used[slot] = true;
+            return self.fill(slot, content);
+        }
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.fill(slot, content);
                 slot
             }
-            // A page that never comes again leaves before one that did.
-            None => self.take_slot(page),
+            None if self.owners.len() < self.slots_max => {
+                self.content.extend_from_slice(content);
+                self.owners.push(None);
+                self.used.push(false);
+                self.owners.len() - 1
+            }
+            None => {
+                let slot = self.evict();
+                self.fill(slot, content);
+                slot
+            }
         };
-        self.content[slot * PAGE..][..PAGE].copy_from_slice(content);
+        self.owners[slot] = Some(page);
+        // A page that never comes again leaves before one that did.
+        self.used[slot] = false;
+        self.slots.insert(page, slot);
     }
 
     /// The page was sent, and its content is not kept.
@@ -93,21 +109,8 @@ impl DeltaCache {
         }
     }
 
-    fn take_slot(&mut self, page: PageNumber) -> usize {
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.owners.len() < self.slots_max => {
-                self.content.resize(self.content.len() + PAGE, 0);
-                self.owners.push(None);
-                self.used.push(false);
-                self.owners.len() - 1
-            }
-            None => self.evict(),
-        };
-        self.owners[slot] = Some(page);
-        self.used[slot] = false;
-        self.slots.insert(page, slot);
-        slot
+    fn fill(&mut self, slot: usize, content: &[u8]) {
+        self.content[slot * PAGE..][..PAGE].copy_from_slice(content);
     }
 
     /// Frees the next slot that was not used since the hand came by last. Ends, since each step clears a bit.

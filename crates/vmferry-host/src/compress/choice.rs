@@ -65,8 +65,10 @@ const MEASURED_BYTES_MIN: u64 = 32 * PAGE_BYTES;
 const MIX_BYTES: f64 = (16 << 20) as f64;
 /// The least that is taken to be.
 const CHOSEN_SHARE_MIN: f64 = 0.05;
-/// Pages go as they are after so long to see what the path carries,
+/// Pages go as they are after so long to see what the path carries, where the sender takes longer than the path,
 const LOOK_FIRST: Duration = Duration::from_millis(100);
+/// after so long where it does not: all that is done for the first time makes the sender slow at the beginning,
+const LOOK_FIRST_UNSURE: Duration = Duration::from_millis(400);
 /// so often from then on,
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// and so often where the sender could fill a path [`IDLE_FACTOR`] times as wide.
@@ -151,6 +153,8 @@ pub(crate) struct Path {
     pub(crate) cap_bytes_per_s: Option<u64>,
     /// What the target reads.
     pub(crate) encodings: Encodings,
+    /// So much is under way that the path is not empty while these are encoded.
+    pub(crate) is_filled: bool,
     /// The guest is paused: nothing is tried.
     pub(crate) is_paused: bool,
     /// Of some of the pages it is known what the target has. They show nothing of the path, and as they are they would be many
@@ -347,10 +351,14 @@ impl Chooser {
         let looked_long =
             matches!(before, Some(Look::Long(since)) if now.saturating_sub(since) >= LOOK_TIME && self.look.is_none());
         // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
-        let limited_by_path = self.current != Codec::Raw
-            && stream.is_some_and(|stream| {
-                self.sender_time(self.current) * IDLE_FACTOR <= self.path_time(self.current, Some(stream))
-            });
+        // How many times as long as the sender the path takes, as far as it is known.
+        let mix = self.mix();
+        let ease = stream.filter(|_| self.current != Codec::Raw).map(|stream| {
+            let sender = mix.sender_time(self.current).max(f64::MIN_POSITIVE);
+            mix.path_time(self.current, Some(stream)) / sender
+        });
+        // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
+        let limited_by_path = ease.is_some_and(|ease| ease >= IDLE_FACTOR);
         // The stream's also takes in what went before.
         let settled = now.saturating_sub(self.since) >= SETTLING_TIME;
         let is_stream = if self.current == Codec::Raw { settled } else { limited_by_path && !looked_long };
@@ -359,32 +367,38 @@ impl Chooser {
         self.bandwidth = bandwidth;
         let agreed = |codec: &Codec| path.encodings.contains(codec.encoding());
         let codecs = self.compress.codecs().iter().copied().filter(agreed);
-        let Some(chosen) = self.choose(codecs.clone(), bandwidth) else { return straight };
+        let Some(chosen) = self.choose(codecs.clone(), bandwidth, path.is_filled) else { return straight };
         if chosen != self.current {
             tracing::debug!(from = ?self.current, to = ?chosen, bandwidth, "compression");
             (self.current, self.since) = (chosen, now);
         }
         let may_look = self.current != Codec::Raw && self.look.is_none() && !path.may_be_deltas;
-        if may_look && self.wants_look(now, path, limited_by_path) {
+        if may_look && self.wants_look(now, path, ease.unwrap_or(0.0)) {
             self.look = Some(Look::Glimpse(0));
             return straight;
         }
         let deltas = self.deltas
             && path.encodings.has_deltas()
             && (self.compress != Compress::Auto || self.delta_pays(bandwidth));
-        let trial = if path.is_paused { None } else { self.trial(now, codecs, bandwidth) };
-        // The last ones are waited for: each processor has its part.
+        let trial = if path.is_paused { None } else { self.trial(now, codecs, bandwidth, path.is_filled) };
+        let mix = self.mix();
+        // Where the last ones are waited for, each processor has its part.
         let is_easy = bandwidth.is_some()
-            && self.one_processor_time(self.current) <= ONE_PROCESSOR_SHARE * self.path_time(self.current, bandwidth);
-        let is_shared_out = path.is_paused || !is_easy;
+            && mix.one_processor_time(self.current) <= ONE_PROCESSOR_SHARE * mix.path_time(self.current, bandwidth);
+        let is_shared_out = path.is_paused || !path.is_filled || !is_easy;
         let batch_pages = if is_shared_out { BATCH_PAGES } else { self.one_processor_pages() };
         let light = self.has_light(&path.encodings).then_some(Codec::Lz4).filter(|_| self.current != Codec::Raw);
-        Plan { codec: self.current, light, expected_share: self.share(self.current), deltas, batch_pages, trial }
+        Plan { codec: self.current, light, expected_share: mix.share(self.current), deltas, batch_pages, trial }
     }
 
     /// The codec to use from now on: the best, or one that is hardly worse and takes the sender less time.
-    fn choose(&self, codecs: impl Iterator<Item = Codec> + Clone, bandwidth: Option<f64>) -> Option<Codec> {
-        let time = |codec| self.time(codec, bandwidth);
+    fn choose(
+        &self,
+        codecs: impl Iterator<Item = Codec> + Clone,
+        bandwidth: Option<f64>,
+        is_filled: bool,
+    ) -> Option<Codec> {
+        let time = |codec| self.mix().time(codec, bandwidth, BYTES_WEIGHT);
         let encoding = codecs.clone().filter(|&codec| codec != Codec::Raw);
         let best_time = encoding.clone().map(time).min_by(f64::total_cmp);
         let may_be_raw = codecs.clone().any(|codec| codec == Codec::Raw);
@@ -398,17 +412,21 @@ impl Chooser {
                 return Some(Codec::Raw);
             }
         }
-        let time = |codec| time(codec) * self.share(codec).powf(BYTES_WEIGHT_ENCODED - BYTES_WEIGHT);
+        // What makes the path run empty is not what is for LZ4 anyway, and then time is worth more.
+        let (chosen_share, bytes_weight) =
+            if is_filled { (self.chosen_share, BYTES_WEIGHT_ENCODED) } else { (1.0, BYTES_WEIGHT) };
+        let mix = Mix { chosen_share, ..self.mix() };
+        let time = |codec| mix.time(codec, bandwidth, bytes_weight);
         let best = encoding.clone().min_by(|&a, &b| time(a).total_cmp(&time(b)))?;
         let best_time = time(best);
         // The less the sender has to do anyhow, the less its time is worth: one with half of its time to spare takes little
         // from anybody.
-        let busy_share = (self.sender_time(best) / self.path_time(best, bandwidth)).min(1.0);
+        let busy_share = (mix.sender_time(best) / mix.path_time(best, bandwidth)).min(1.0);
         let is_near = |&codec: &Codec| {
             let worse = if codec == self.current { WORSE_SHARE_CURRENT } else { WORSE_SHARE };
-            time(codec) <= best_time * (1.0 + worse * busy_share * busy_share * self.chosen_share)
+            time(codec) <= best_time * (1.0 + worse * busy_share * busy_share * mix.chosen_share)
         };
-        encoding.filter(is_near).min_by(|&a, &b| self.sender_time(a).total_cmp(&self.sender_time(b)))
+        encoding.filter(is_near).min_by(|&a, &b| mix.sender_time(a).total_cmp(&mix.sender_time(b)))
     }
 
     /// What a batch cost that was encoded by a codec, and some of it by another one to try it.
@@ -472,7 +490,7 @@ impl Chooser {
             }
         }
         let is_encoded = self.current != Codec::Raw && self.look.is_none_or(|look| look == Look::Waiting);
-        let encoding = if is_encoded { self.encoding_time(self.current) } else { 0.0 };
+        let encoding = if is_encoded { self.mix().encoding_time(self.current) } else { 0.0 };
         let sender = if is_encoded { &mut self.beside } else { &mut self.straight };
         if handed.is_plain && sender.measure(handed, encoding) {
             let (beside, straight) = (self.beside.ns_per_byte, self.straight.ns_per_byte);
@@ -485,49 +503,15 @@ impl Chooser {
         self.raw.confirmed(now, bytes);
     }
 
-    /// What counts against a codec: ns for a byte of pages, and a little for the bytes that it leaves.
-    fn time(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
-        let (sender, path) = (self.sender_time(codec), self.path_time(codec, bandwidth));
-        (sender.powi(3) + path.powi(3)).cbrt() * self.share(codec).powf(BYTES_WEIGHT)
-    }
-
-    /// What one processor takes for a byte of pages, where so much of them as of late is for this codec.
-    fn one_processor_time(&self, codec: Codec) -> f64 {
-        self.mixed(codec, |estimate| estimate.ns_per_byte, |relation| relation.time).unwrap_or(0.0)
-    }
-
-    fn encoding_time(&self, codec: Codec) -> f64 {
-        self.one_processor_time(codec) / self.parallel
-    }
-
-    /// A figure of what is for the codec, which is LZ4's and how the codec compares, and the same figure of what is not: each
-    /// counts by its share of the content.
-    fn mixed(
-        &self,
-        codec: Codec,
-        figure: impl Fn(&Estimate) -> f64,
-        related: impl Fn(&Relation) -> f64,
-    ) -> Option<f64> {
-        let own = figure(&self.lz4) * related(&self.relations[index(codec)?]);
-        Some(self.chosen_share * own + (1.0 - self.chosen_share) * figure(&self.light))
-    }
-
-    fn sender_time(&self, codec: Codec) -> f64 {
-        let beside = if codec == Codec::Raw { &self.straight } else { &self.beside };
-        self.encoding_time(codec) + beside.ns_per_byte
-    }
-
-    fn path_time(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
-        self.share(codec) * 1e9 / bandwidth.unwrap_or(BANDWIDTH_FIRST_BYTES_PER_S)
+    /// The content of late.
+    fn mix(&self) -> Mix<'_> {
+        Mix { chooser: self, chosen_share: self.chosen_share }
     }
 
     fn delta_pays(&self, bandwidth: Option<f64>) -> bool {
         // Whatever it leaves: that depends on the page, and is seen when it is tried.
-        self.delta.ns_per_byte / self.parallel <= self.time(self.current, bandwidth) * BETTER_FACTOR
-    }
-
-    fn share(&self, codec: Codec) -> f64 {
-        self.mixed(codec, |estimate| estimate.share, |relation| relation.share).unwrap_or(1.0)
+        let time = self.mix().time(self.current, bandwidth, BYTES_WEIGHT);
+        self.delta.ns_per_byte / self.parallel <= time * BETTER_FACTOR
     }
 
     /// Whether LZ4 has all content of which others leave no less.
@@ -537,22 +521,30 @@ impl Chooser {
 
     /// So many pages are a batch for one processor while nothing else is sent.
     fn one_processor_pages(&self) -> u64 {
-        let page_ns = self.one_processor_time(self.current) * PAGE_BYTES as f64;
+        let page_ns = self.mix().one_processor_time(self.current) * PAGE_BYTES as f64;
         let pages_in_time = BATCH_TIME.as_nanos() as f64 / page_ns;
         (pages_in_time as u64).clamp(BATCH_PAGES, LARGE_BATCH_PAGES)
     }
 
-    /// The codec whose turn it is to be tried, of those that might keep up with the path.
-    fn trial(&self, now: Duration, codecs: impl Iterator<Item = Codec>, bandwidth: Option<f64>) -> Option<Codec> {
+    /// The codec whose turn it is to be tried, of those that might keep up with the path. One that is much slower is tried
+    /// where the path has enough to carry meanwhile.
+    fn trial(
+        &self,
+        now: Duration,
+        codecs: impl Iterator<Item = Codec>,
+        bandwidth: Option<f64>,
+        is_filled: bool,
+    ) -> Option<Codec> {
         if self.trial_time > now.mul_f64(TRIAL_SHARE) + TRIAL_TIME_FIRST {
             return None;
         }
         let rank = |codec: Codec| index(codec).map_or(0, |at| at + 1);
         let is_near = |codec: Codec| rank(codec).abs_diff(rank(self.current)) <= 1;
-        let sending = self.share(self.current) * 1e9 / bandwidth.unwrap_or(f64::MAX);
+        let mix = self.mix();
+        let sending = mix.share(self.current) * 1e9 / bandwidth.unwrap_or(f64::MAX);
         let due = codecs.filter_map(|codec| {
             let looked_at = self.relations[index(codec)?].looked_at;
-            let keeps_up = self.encoding_time(codec) <= sending;
+            let keeps_up = is_filled && mix.encoding_time(codec) <= sending;
             let interval = if self.current == Codec::Raw { TRIAL_INTERVAL_RAW } else { TRIAL_INTERVAL };
             let is_due = looked_at.is_none_or(|at| now.saturating_sub(at) >= interval);
             (codec != self.current && is_due && (keeps_up || is_near(codec))).then_some((looked_at, codec))
@@ -561,13 +553,14 @@ impl Chooser {
     }
 
     /// Whether pages shall go as they are from now on to see what the path carries.
-    fn wants_look(&self, now: Duration, path: &Path, limited_by_path: bool) -> bool {
+    fn wants_look(&self, now: Duration, path: &Path, ease: f64) -> bool {
         let limited_by_cap = path
             .cap_bytes_per_s
             .is_some_and(|cap| path.bandwidth_bytes_per_s.is_some_and(|bandwidth| bandwidth >= cap as f64 * CAP_SHARE));
-        let (first, interval) = match limited_by_path {
-            true => (LOOK_INTERVAL_EASY, LOOK_INTERVAL_EASY),
-            false => (LOOK_FIRST, LOOK_INTERVAL),
+        let (first, interval) = match ease {
+            IDLE_FACTOR.. => (LOOK_INTERVAL_EASY, LOOK_INTERVAL_EASY),
+            1.0.. => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
+            _ => (LOOK_FIRST, LOOK_INTERVAL),
         };
         let due = self.looked.max(self.raw.last).map_or(first, |last| last + interval);
         self.compress == Compress::Auto && !path.is_paused && !limited_by_cap && now >= due
@@ -577,7 +570,7 @@ impl Chooser {
     fn next_look(&self, now: Duration, look: Look, is_paused: bool) -> Option<Look> {
         let soonest_within = |factor: f64| {
             let rate = self.raw.rate.bytes_per_s();
-            rate.is_some_and(|rate| 1e9 / rate < self.time(self.current, self.bandwidth) * factor)
+            rate.is_some_and(|rate| 1e9 / rate < self.mix().time(self.current, self.bandwidth, BYTES_WEIGHT) * factor)
         };
         let goes_on = match look {
             _ if is_paused => None,
@@ -598,6 +591,55 @@ impl Chooser {
             tracing::debug!(?look, ?goes_on, raw = self.raw.rate.bytes_per_s(), "compression");
         }
         goes_on
+    }
+}
+
+/// What codecs take and leave of content of which so much is for the codec, and the rest for LZ4 anyway.
+#[derive(Debug, Clone, Copy)]
+struct Mix<'a> {
+    chooser: &'a Chooser,
+    chosen_share: f64,
+}
+
+impl Mix<'_> {
+    /// What counts against a codec: ns for a byte of pages, and so much for the bytes that it leaves.
+    fn time(&self, codec: Codec, bandwidth: Option<f64>, bytes_weight: f64) -> f64 {
+        let (sender, path) = (self.sender_time(codec), self.path_time(codec, bandwidth));
+        (sender.powi(3) + path.powi(3)).cbrt() * self.share(codec).powf(bytes_weight)
+    }
+
+    /// What one processor takes for a byte of pages.
+    fn one_processor_time(&self, codec: Codec) -> f64 {
+        self.figure(codec, |estimate| estimate.ns_per_byte, |relation| relation.time).unwrap_or(0.0)
+    }
+
+    fn encoding_time(&self, codec: Codec) -> f64 {
+        self.one_processor_time(codec) / self.chooser.parallel
+    }
+
+    fn sender_time(&self, codec: Codec) -> f64 {
+        let beside = if codec == Codec::Raw { &self.chooser.straight } else { &self.chooser.beside };
+        self.encoding_time(codec) + beside.ns_per_byte
+    }
+
+    fn path_time(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
+        self.share(codec) * 1e9 / bandwidth.unwrap_or(BANDWIDTH_FIRST_BYTES_PER_S)
+    }
+
+    fn share(&self, codec: Codec) -> f64 {
+        self.figure(codec, |estimate| estimate.share, |relation| relation.share).unwrap_or(1.0)
+    }
+
+    /// A figure of what is for the codec, which is LZ4's and how the codec compares, and the same figure of what is not: each
+    /// counts by its share of the content.
+    fn figure(
+        &self,
+        codec: Codec,
+        figure: impl Fn(&Estimate) -> f64,
+        related: impl Fn(&Relation) -> f64,
+    ) -> Option<f64> {
+        let own = figure(&self.chooser.lz4) * related(&self.chooser.relations[index(codec)?]);
+        Some(self.chosen_share * own + (1.0 - self.chosen_share) * figure(&self.chooser.light))
     }
 }
 
@@ -707,6 +749,7 @@ mod tests {
             bandwidth_bytes_per_s: Some(bandwidth),
             cap_bytes_per_s: None,
             encodings: Encodings::ALL,
+            is_filled: true,
             is_paused: false,
             may_be_deltas: false,
         }
@@ -833,7 +876,7 @@ mod tests {
             };
             chooser.encoded(ms(at * 5), plan.codec, plan.trial, &costs);
         }
-        let share = chooser.share(Codec::Zstd3);
+        let share = chooser.mix().share(Codec::Zstd3);
         assert!((0.5..0.52).contains(&share), "{share}: most is light");
         let zstd = Chooser::new(Compress::Zstd, true, 1.5).plan(ms(0), &path);
         assert_eq!(zstd.light, None, "nothing else than what was asked for");
