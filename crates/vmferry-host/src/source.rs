@@ -582,6 +582,12 @@ impl Driver<'_> {
         for link in &mut self.links {
             link.flush()?;
         }
+        if !self.cache.is_empty() {
+            for &run in to_send {
+                let is_kept = run.pages().map(|page| self.cache.contains(page));
+                sent.kept.extend(run.stretches(is_kept).filter(|&(_, is_kept)| is_kept).map(|(run, _)| run));
+            }
+        }
         let now = self.now();
         // What others do on the machine meanwhile does not count: the guest is one of them, and stands still in the pause.
         let driver = processor_time().saturating_sub(began_working + sent.arming);
@@ -692,7 +698,8 @@ impl Driver<'_> {
                     let (count_pages, encoding) = (pages.runs.pages(), pages.encoding);
                     let bytes = self.queue_pages(pages, sent)?;
                     count(encoding, Encoded { pages: count_pages, bytes }, sent);
-                    let has_time = self.source.path_is_filled();
+                    // The first ones may be any: nothing was seen written yet.
+                    let has_time = self.epoch_scans < 2 || self.source.path_is_filled();
                     for (page, content) in held.new_pages() {
                         let takes_any = has_time && self.cache.takes_any();
                         if batch.keeps && (takes_any || self.source.is_written_again(page)) {

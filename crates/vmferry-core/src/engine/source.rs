@@ -269,6 +269,8 @@ pub struct SentPages {
     /// Pages outside the run that was about to be read that its re-arming found written and armed again, as happens
     /// where tracking works in larger units. Their content did not go along.
     pub bystanders: Vec<PageRun>,
+    /// Of the action's pages, those of which the driver keeps what the target has, so that they can go as deltas next time.
+    pub kept: Vec<PageRun>,
 }
 
 impl SentPages {
@@ -459,6 +461,10 @@ pub struct Source {
     largest_chunk: u64,
     /// Pages whose content was sent at least once.
     ever_sent: PageSet,
+    /// Of these, pages that can go as deltas; all of them, where there are no deltas.
+    bases: PageSet,
+    /// How many pending pages are not among those.
+    baseless_pages: u64,
     /// Pages that are not zero on the target.
     not_zero: PageSet,
     /// Pages written in the current epoch as far as known.
@@ -614,6 +620,8 @@ impl Source {
             sending_class: PageClass::New,
             largest_chunk: 0,
             ever_sent: PageSet::empty(total),
+            bases: PageSet::empty(total),
+            baseless_pages: total,
             not_zero: PageSet::empty(total),
             epoch_written: PageSet::empty(total),
             seen: PageSet::empty(total),
@@ -816,6 +824,7 @@ impl Source {
             self.pending.insert_run(run);
             self.epoch_written.insert_run(run);
         }
+        self.baseless_pages = self.pending.len_without(&self.bases);
         match &mut self.state {
             State::Observing { until } => {
                 // What was written before the observation began says nothing about how often.
@@ -866,6 +875,7 @@ impl Source {
             for page in holes.iter().flat_map(|run| run.pages()).filter(|&page| self.not_zero.contains(page)) {
                 self.pending.insert(page);
             }
+            self.baseless_pages = self.pending.len_without(&self.bases);
             self.close_step(now, |downtime| &mut downtime.verify_ms);
         }
     }
@@ -876,10 +886,20 @@ impl Source {
         self.count_encodings(sent);
         self.work.armed(self.sending.len() as u64, sent.arming);
         let mut skipped = sent.skipped.iter().flat_map(|run| run.pages()).peekable();
+        let has_deltas = self.encodings.has_deltas();
         for page in self.sending.drain(..).flat_map(PageRun::pages) {
-            if skipped.next_if_eq(&page).is_none() && !self.ever_sent.insert(page) {
-                self.pages.resent += 1;
+            if skipped.next_if_eq(&page).is_some() {
+                continue;
             }
+            self.pages.resent += u64::from(!self.ever_sent.insert(page));
+            if has_deltas {
+                self.bases.remove(page);
+            } else {
+                self.bases.insert(page);
+            }
+        }
+        if has_deltas {
+            sent.kept.iter().for_each(|&run| _ = self.bases.insert_run(run));
         }
         for &run in &sent.zero {
             self.pages.zero += run.count;
@@ -902,7 +922,10 @@ impl Source {
         }
         for &run in sent.bystanders.iter().chain(&sent.skipped) {
             self.epoch_written.insert_run(run);
-            self.pending.insert_run(run);
+            for page in run.pages() {
+                let is_new = self.pending.insert(page);
+                self.baseless_pages += u64::from(is_new && !self.bases.contains(page));
+            }
         }
         // Only pages measure the path: control messages are too small, and no confirmation follows them.
         self.rate.busy(sent.began.map_or(now, |began| began.min(now)), self.confirmed_bytes);
@@ -1108,6 +1131,11 @@ impl Source {
     /// The connections that the target agreed to, the first one included.
     pub fn streams(&self) -> u16 {
         self.streams
+    }
+
+    /// How many pages were not sent yet.
+    pub(crate) fn unsent_pages(&self) -> u64 {
+        self.pages.total - self.ever_sent.len()
     }
 
     /// Whether the page is one of those that are written again, as far as known: it was seen written or sent before.
@@ -1392,8 +1420,8 @@ impl Source {
         // Pages that are not to be held back, whatever their heat, come last: where it pays, those that were never sent;
         // while it is to be learned whether it does, those that were.
         let candidates = match () {
-            () if self.is_probing() => partition(&mut ranking, |page| !self.ever_sent.contains(page)),
-            () if facts.rewrite_share <= BASE_SHARE => partition(&mut ranking, |page| self.ever_sent.contains(page)),
+            () if self.is_probing() => partition(&mut ranking, |page| !self.bases.contains(page)),
+            () if facts.rewrite_share <= BASE_SHARE => partition(&mut ranking, |page| self.bases.contains(page)),
             () => ranking.len(),
         };
         // Only those that can be held need to be in order.
@@ -1417,7 +1445,7 @@ impl Source {
         self.held_new_pages = 0;
         for page in held_pages {
             self.held.insert(page);
-            self.held_new_pages += u64::from(!self.ever_sent.contains(page));
+            self.held_new_pages += u64::from(!self.bases.contains(page));
         }
 
         let mut free = &mut ranking[held..];
@@ -1433,7 +1461,7 @@ impl Source {
                 free = &mut free[hotter - in_order..];
             }
         }
-        let is_base = |page| candidates < held + free_pages && !self.ever_sent.contains(page);
+        let is_base = |page| candidates < held + free_pages && !self.bases.contains(page);
         // Nothing is sent in vain that is learned from.
         let send_below = if self.is_learning() { f64::INFINITY } else { send_below };
         let wanted = free.iter().filter(|ranked| ranked.heat < send_below || is_base(ranked.page));
@@ -1490,8 +1518,7 @@ impl Source {
             passes: self.passes,
             pending_pages: self.pending.len(),
             unheld_pages: self.pending.len() - self.held.len(),
-            // A page that was never sent is pending.
-            new_pages: self.pages.total - self.ever_sent.len(),
+            new_pages: self.baseless_pages,
             held_new_pages: self.held_new_pages,
             rewrite_share: self.rewrite_share(),
             sizes: self.sizes,
@@ -1598,13 +1625,13 @@ impl Source {
             return None;
         }
         let mut left = self.probe_pages_max().saturating_sub(self.probed_pages) as usize;
-        let Self { pending, seen, ever_sent, known, state, probed_pages, .. } = self;
+        let Self { pending, seen, bases, known, state, probed_pages, .. } = self;
         let State::Pushing(push) = state else { unreachable!("only called while pushing") };
         let probes = push.probes.get_or_insert_with(|| {
             // Nothing is known outside a plan.
-            let again = pending.ends_of_difference(ever_sent, known, PROBE_PAGES_PER_EPOCH.min(left), 0);
+            let again = pending.ends_of_difference(bases, known, PROBE_PAGES_PER_EPOCH.min(left), 0);
             left -= again.len();
-            let new = pending.ends_of_difference(seen, ever_sent, PROBE_PAGES_PER_EPOCH.min(left), 0);
+            let new = pending.ends_of_difference(seen, bases, PROBE_PAGES_PER_EPOCH.min(left), 0);
             *probed_pages += (again.len() + new.len()) as u64;
             [again, new].into_iter().filter(|pages| !pages.is_empty()).map(runs_of).collect()
         });
@@ -1673,13 +1700,16 @@ impl Source {
     }
 
     fn send_pages(&mut self, runs: Vec<PageRun>, at_read: AtRead) -> Action {
-        let (mut pages, mut sent_before) = (0, 0);
+        let (mut pages, mut with_base) = (0, 0);
         for page in runs.iter().flat_map(|run| run.pages()) {
-            sent_before += u64::from(self.ever_sent.contains(page));
+            let has_base = self.bases.contains(page);
+            with_base += u64::from(has_base);
             let was_pending = self.pending.remove(page);
             debug_assert!(was_pending, "{page:?} is sent without need");
-            if self.held.remove(page) && !self.ever_sent.contains(page) {
-                self.held_new_pages -= 1;
+            let was_held = self.held.remove(page);
+            if !has_base {
+                self.baseless_pages -= 1;
+                self.held_new_pages -= u64::from(was_held);
             }
             pages += 1;
             // Until the driver says otherwise.
@@ -1693,7 +1723,7 @@ impl Source {
             self.pages.stop += pages;
         }
         self.sending.clone_from(&runs);
-        self.sending_class = if 2 * sent_before > pages { PageClass::Written } else { PageClass::New };
+        self.sending_class = if 2 * with_base > pages { PageClass::Written } else { PageClass::New };
         self.act(Action::SendPages { runs, at_read })
     }
 

@@ -134,6 +134,15 @@ impl PageSet {
         self.filled_words().all(|(word, bits)| bits & !other.levels[0][word] == 0)
     }
 
+    /// How many of its pages the other set does not have.
+    ///
+    /// # Panics
+    /// If the capacities differ.
+    pub fn len_without(&self, other: &Self) -> u64 {
+        assert_eq!(self.capacity, other.capacity, "sets of one guest have one capacity");
+        self.filled_words().map(|(word, bits)| u64::from((bits & !other.levels[0][word]).count_ones())).sum()
+    }
+
     /// The lowest page not below `from`.
     pub fn next(&self, from: PageNumber) -> Option<PageNumber> {
         self.next_bit(0, from.0).map(PageNumber)

@@ -61,7 +61,7 @@ pub struct Facts {
     pub pending_pages: u64,
     /// Of these, pages that are not to be held back.
     pub unheld_pages: u64,
-    /// Of the pending pages, those that were never sent.
+    /// Of the pending pages, those that go as whole pages: they were never sent, or so that they cannot go as deltas.
     pub new_pages: u64,
     /// Of these, those that are held back.
     pub held_new_pages: u64,

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 
 use vmferry_core::pages::{PAGE_BYTES, PageNumber};
 
+use crate::buffer::large_vector;
+
 const PAGE: usize = PAGE_BYTES as usize;
 /// This part of the cache is for pages of any kind.
 const ANY_PARTS: usize = 4;
@@ -17,7 +19,6 @@ const ANY_PARTS: usize = 4;
 #[derive(Debug)]
 pub(crate) struct DeltaCache {
     slots: HashMap<PageNumber, usize>,
-    /// Grows as it is filled.
     content: Vec<u8>,
     /// Whose content each slot holds; `None` for a free one.
     owners: Vec<Option<PageNumber>>,
@@ -32,7 +33,7 @@ impl DeltaCache {
     pub(crate) fn new(bytes: u64) -> Self {
         Self {
             slots: HashMap::new(),
-            content: Vec::new(),
+            content: large_vector((bytes / PAGE_BYTES * PAGE_BYTES) as usize),
             owners: Vec::new(),
             used: Vec::new(),
             free: Vec::new(),

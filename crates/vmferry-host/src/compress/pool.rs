@@ -56,7 +56,7 @@ impl EncoderPool {
     /// A pool with a thread for each processor but one, none of which runs before it is needed.
     pub(crate) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::with_threads((processors - 1).min(THREADS_MAX))
+        Self::with_threads(processors.min(THREADS_MAX))
     }
 
     fn with_threads(threads_max: usize) -> Self {
@@ -73,7 +73,7 @@ impl EncoderPool {
 
     /// How many processors encode at the same time, as one counts on it: the guest and the driver have other work for them.
     pub(crate) fn parallel(&self) -> f64 {
-        1.0 + (self.threads_max as f64 - 1.0).max(0.0) * 0.75
+        1.0 + (self.threads_max as f64 - 2.0).max(0.0) * 0.75
     }
 
     /// Who encodes: the threads, and the driver while it waits for them.

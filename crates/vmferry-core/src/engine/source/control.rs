@@ -350,7 +350,7 @@ impl Source {
             return Unfinished::FixedTooLong { fixed: facts.fixed_downtime(), limit: facts.downtime_limit };
         }
         if facts.passes == 0 {
-            return Unfinished::FirstPass { new_pages: facts.new_pages, total_pages: self.pages.total };
+            return Unfinished::FirstPass { new_pages: self.unsent_pages(), total_pages: self.pages.total };
         }
         let page_bytes = facts.sizes.mean_bytes(PageClass::Written);
         Unfinished::Rest {
