@@ -64,24 +64,33 @@ impl QemuSource {
     /// [`VmmError`]; QEMU and guest are as before.
     pub fn attach(qmp: &Path, pid: Option<u32>, guard: Option<&GuardProgram>) -> Result<Self, VmmError> {
         let mut guest = QemuGuest::connect(qmp, pid)?;
-        refuse_unfit(&mut guest)?;
-        let ram = guest.ram(RamAccess::Read)?;
+        let tracking = tracking_finding(guest.pid());
+        let ram = match guest.ram(RamAccess::Read) {
+            Ok(ram) if tracking.severity != Severity::Unfit => ram,
+            other => {
+                // With all reasons.
+                refuse_unfit(&mut guest, tracking.clone())?;
+                other?
+            }
+        };
         let regions = ram.blocks.iter().enumerate();
         let regions = regions
             .map(|(index, block)| Region { pages: ram.layout.block_pages(index), address: block.mapping.address });
         let (pid, regions) = (guest.pid(), regions.collect());
         let (tracker, asked) = thread::scope(|scope| {
-            // Arming takes tens of microseconds for each MiB. Meanwhile QEMU says what else there is to know.
+            // Arming takes tens of microseconds for each MiB. Meanwhile QEMU says what else there is to know, also whether the
+            // guest can be moved at all; if not, the tracking ends with this.
             let tracker = scope.spawn(move || Tracker::attach(pid, regions));
             let asked = (|| {
+                refuse_unfit(&mut guest, tracking)?;
                 let memory = GuestMemory::from_qemu(ram, RamAccess::Read)?;
                 let reads_directly = guest.reads_disks_directly()?;
                 Ok::<_, VmmError>((memory, reads_directly, guest.source().save_settings()?))
             })();
             (tracker.join().unwrap_or_else(|panic| resume_unwind(panic)), asked)
         });
-        let tracker = tracker?;
         let (memory, reads_directly, settings) = asked?;
+        let tracker = tracker?;
         let direct_reads = reads_directly.then(|| DirectReads::new(memory.layout().total_pages()));
         if direct_reads.is_some() {
             tracing::info!("disks are read straight into guest RAM: their requests are waited for again and again");
@@ -169,8 +178,19 @@ impl QemuSource {
 /// # Errors
 /// [`VmmError`], where the guest cannot even be looked at.
 pub fn inspect(guest: &mut QemuGuest) -> Result<Inspection, VmmError> {
+    inspect_beside(guest, tracking_finding)
+}
+
+/// The same, with what `tracking` finds of the process.
+fn inspect_beside(guest: &mut QemuGuest, tracking: impl FnOnce(u32) -> Finding) -> Result<Inspection, VmmError> {
     let mut inspection = guest.inspect()?;
-    inspection.push(match crate::track::check(guest.pid()) {
+    inspection.push(tracking(guest.pid()));
+    Ok(inspection)
+}
+
+/// Whether a process's writes can be tracked.
+fn tracking_finding(pid: u32) -> Finding {
+    match crate::track::check(pid) {
         Ok(()) => Finding::ok("tracking", "the guest's writes can be tracked"),
         Err(error) => Finding::unfit(
             "tracking",
@@ -178,13 +198,12 @@ pub fn inspect(guest: &mut QemuGuest) -> Result<Inspection, VmmError> {
             crate::vmm::describe(&error),
             "as said; Linux 6.7 or later and root or CAP_SYS_PTRACE are needed",
         ),
-    });
-    Ok(inspection)
+    }
 }
 
-/// Refuses a guest that inspection finds unfit, with all reasons.
-fn refuse_unfit(guest: &mut QemuGuest) -> Result<(), VmmError> {
-    let inspection = inspect(guest)?;
+/// Refuses a guest that inspection finds unfit, with all reasons. What is found of its process is known already.
+fn refuse_unfit(guest: &mut QemuGuest, tracking: Finding) -> Result<(), VmmError> {
+    let inspection = inspect_beside(guest, |_| tracking)?;
     if inspection.can_be_moved() {
         return Ok(());
     }
@@ -203,6 +222,10 @@ impl SourceVmm for QemuSource {
         &self.memory
     }
 
+    fn assumed_costs(&self) -> FixedCosts {
+        FixedCosts { time: self.stop_time.estimate(), device_state_bytes: DEVICE_STATE_BYTES }
+    }
+
     fn fixed_costs(&mut self) -> FixedCosts {
         for _ in 0..self.stop_time.questions(Instant::now()) {
             let asked_at = Instant::now();
@@ -211,7 +234,7 @@ impl SourceVmm for QemuSource {
             drop(self.guest.qmp().execute_within("query-status", serde_json::Value::Null, SLOW_ANSWER));
             self.stop_time.note(asked_at, asked_at.elapsed(), Turns::of_this_thread());
         }
-        FixedCosts { time: self.stop_time.estimate(), device_state_bytes: DEVICE_STATE_BYTES }
+        self.assumed_costs()
     }
 
     fn scan(&mut self, relaxed: bool, written: &mut Vec<PageRun>) -> Result<ScanStats, VmmError> {

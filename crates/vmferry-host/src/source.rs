@@ -171,7 +171,7 @@ pub fn migrate_with(
         observe,
         verify: options.verify,
         stall_timeout: options.stall_timeout,
-        fixed: vmm.fixed_costs(),
+        fixed: vmm.assumed_costs(),
         encodings: options.compress.encodings(!cache.is_off()),
         if_stuck: options.if_stuck,
         streams: options.streams.clamp(1, MAX_STREAMS),
@@ -444,15 +444,16 @@ impl Driver<'_> {
         });
     }
 
-    /// Sees to it that who owns which page is known at the end of each epoch. The first scan only begins one; the first look,
-    /// which takes a while, comes at the second, when pages are under way.
-    fn look_at_owners(&mut self) {
-        if self.tells_owners_apart {
+    /// What is found out beside what was written, at the end of each epoch: who owns which page, and what the pause will take. The
+    /// first scan only begins one; both take a while the first time, which comes at the second, when pages are under way.
+    fn end_epoch(&mut self) {
+        if self.epoch_scans > 0 {
             match self.epoch_scans {
-                0 => {}
+                _ if !self.tells_owners_apart => {}
                 1 => self.vmm.tell_owners_apart(),
                 _ => _ = self.vmm.refresh_owners(self.owners_allowance),
             }
+            self.source.handle_fixed_costs(self.vmm.fixed_costs());
         }
         self.epoch_scans += 1;
     }
@@ -476,8 +477,7 @@ impl Driver<'_> {
                 let stats = self.vmm.scan(relaxed, &mut self.written)?;
                 // Not in the stop phase: there is nothing to learn for any more.
                 if relaxed {
-                    self.look_at_owners();
-                    self.source.handle_fixed_costs(self.vmm.fixed_costs());
+                    self.end_epoch();
                 }
                 self.source.handle_scan(self.start.elapsed(), stats.duration, &self.written, self.vmm.owners());
             }

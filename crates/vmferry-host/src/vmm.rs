@@ -105,8 +105,13 @@ pub trait SourceVmm: Debug {
     /// The guest's RAM.
     fn memory(&self) -> &GuestMemory;
 
-    /// What the stop phase will cost besides copying, as far as can be told now. May ask the VMM something.
-    fn fixed_costs(&mut self) -> FixedCosts;
+    /// What the stop phase will cost besides copying, as far as can be told without asking the VMM anything.
+    fn assumed_costs(&self) -> FixedCosts;
+
+    /// The same, as far as can be told now. May ask the VMM something.
+    fn fixed_costs(&mut self) -> FixedCosts {
+        self.assumed_costs()
+    }
 
     /// Appends the pages written since the last scan, and re-arms them. Where that is `relaxed`, pages that are written all
     /// the time may be appended unseen and stay unarmed.

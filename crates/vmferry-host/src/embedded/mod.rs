@@ -323,7 +323,7 @@ impl SourceVmm for EmbeddedSource {
         &self.guest.memory
     }
 
-    fn fixed_costs(&mut self) -> FixedCosts {
+    fn assumed_costs(&self) -> FixedCosts {
         FixedCosts { time: FIXED_TIME, device_state_bytes: DEVICE_STATE_BYTES }
     }
 
