@@ -412,11 +412,9 @@ impl Chooser {
                 return Some(Codec::Raw);
             }
         }
-        // What makes the path run empty is not what is for LZ4 anyway, and then time is worth more.
-        let (chosen_share, bytes_weight) =
-            if is_filled { (self.chosen_share, BYTES_WEIGHT_ENCODED) } else { (1.0, BYTES_WEIGHT) };
-        let mix = Mix { chosen_share, ..self.mix() };
-        let time = |codec| mix.time(codec, bandwidth, bytes_weight);
+        // What makes the path run empty is not what is for LZ4 anyway.
+        let mix = if is_filled { self.mix() } else { Mix { chosen_share: 1.0, ..self.mix() } };
+        let time = |codec| mix.time(codec, bandwidth, BYTES_WEIGHT_ENCODED);
         let best = encoding.clone().min_by(|&a, &b| time(a).total_cmp(&time(b)))?;
         let best_time = time(best);
         // The less the sender has to do anyhow, the less its time is worth: one with half of its time to spare takes little
@@ -436,9 +434,6 @@ impl Chooser {
             if let Some(Relation { time, share, .. }) = at.map(|at| self.relations[at]) {
                 self.lz4.add(cost.content_bytes, cost.ns_per_byte() / time, cost.share() / share);
             }
-        }
-        if let Some(at) = used {
-            self.relations[at].looked_at = Some(now);
         }
         self.trial_time += costs.trial.time;
         if let Some(at) = tried
@@ -1011,6 +1006,43 @@ mod tests {
         assert_eq!(codecs.last(), Some(&Codec::Raw));
         let late = &codecs[codecs.len() / 2..];
         assert!(late.iter().all(|&codec| codec == Codec::Raw));
+    }
+
+    /// It is known of a codec how it compares only once it was tried, not once it was used.
+    #[test]
+    fn the_codec_used_first_is_tried_beside_the_next_one_soon() {
+        let mut chooser = Chooser::new(Compress::Auto, true, 2.0);
+        let fast = chooser.plan(Duration::ZERO, &path(1e9)).codec;
+        assert_eq!(fast, Codec::Lz4);
+        chooser.encoded(ms(1), fast, None, &costs(1 << 20, 0.5, 1.8));
+        let plan = chooser.plan(ms(2), &path(300e6));
+        assert_eq!((plan.codec, plan.trial), (Codec::Zstd1, Some(Codec::Lz4)));
+        // Three fifths of what LZ4 leaves, in two fifths more time.
+        let trial = costs(1 << 20, 0.5, 1.8).codec;
+        chooser.encoded(ms(3), plan.codec, plan.trial, &Costs { trial, ..costs(1 << 20, 0.3, 2.5) });
+        assert_ne!(chooser.plan(ms(4), &path(300e6)).trial, Some(Codec::Lz4));
+        assert!(chooser.mix().share(Codec::Lz4) > 1.5 * chooser.mix().share(Codec::Zstd1));
+    }
+
+    /// Where the path is about to run empty, what is for LZ4 anyway does not count, and nothing slow is tried.
+    #[test]
+    fn what_lets_the_path_run_empty_is_encoded_sooner() {
+        let mut chooser = Chooser::new(Compress::Auto, true, 1.0);
+        let path = |is_filled| Path { is_filled, ..path(120e6) };
+        for at in 0..40 {
+            let Plan { codec, trial, .. } = chooser.plan(ms(at), &path(true));
+            // A tenth of it is for the codec chosen; Zstandard takes much longer than is assumed.
+            let zstd = if codec == Codec::Lz4 { 3.0 } else { 12.0 };
+            let light = costs(9 << 18, 0.5, 1.0).codec;
+            let trial_ns = trial.map_or(0.0, |trial| if trial == Codec::Lz4 { 3.0 } else { 12.0 });
+            let tried = trial.map_or(Cost::default(), |_| costs(1 << 18, 0.4, trial_ns).codec);
+            chooser.encoded(ms(at), codec, trial, &Costs { light, trial: tried, ..costs(1 << 18, 0.4, zstd) });
+        }
+        let mix = chooser.mix();
+        assert!(mix.sender_time(Codec::Zstd1) < mix.path_time(Codec::Zstd1, Some(120e6)), "it keeps up, all in all");
+        let filled = chooser.plan(ms(50), &path(true)).codec;
+        assert_ne!(filled, Codec::Lz4);
+        assert_eq!(chooser.plan(ms(51), &path(false)).codec, Codec::Lz4);
     }
 
     #[test]

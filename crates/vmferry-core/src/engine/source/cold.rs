@@ -107,7 +107,8 @@ impl ColdPages {
         runs_max: usize,
     ) -> Vec<PageRun> {
         while let Some(&block_pages) = BLOCK_PAGES.get(self.stage) {
-            let Some(turn) = self.choose(is_filled) else {
+            let may_go_ahead = is_filled && !seen.is_empty();
+            let Some(turn) = self.choose(is_filled, may_go_ahead) else {
                 self.stage += 1;
                 self.parts.iter_mut().for_each(|part| *part = Part::new(part.pages.clone()));
                 continue;
@@ -143,7 +144,7 @@ impl ColdPages {
     }
 
     /// The part whose turn it is, of those that are not worked off. One of which nothing is known is had a look at.
-    fn choose(&self, is_filled: bool) -> Option<Turn> {
+    fn choose(&self, is_filled: bool, may_go_ahead: bool) -> Option<Turn> {
         let left = self.parts.iter().enumerate().filter(|(_, part)| part.is_left());
         let rank = |part: &Part| match part.page_bytes {
             None => f64::NEG_INFINITY,
@@ -152,7 +153,7 @@ impl ColdPages {
         };
         let (index, part) = left.min_by(|(_, one), (_, other)| rank(one).total_cmp(&rank(other)))?;
         let goes_ahead = self.stage == 0
-            && is_filled
+            && may_go_ahead
             && self.ahead.is_left()
             && part
                 .page_bytes
