@@ -23,6 +23,7 @@ pub(crate) struct EncoderPool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     threads_max: usize,
+    processors: usize,
     /// The driver's own.
     encoder: PageEncoder,
     /// Batches to be used again.
@@ -53,17 +54,18 @@ impl Shared {
 }
 
 impl EncoderPool {
-    /// A pool with a thread for each processor but one, none of which runs before it is needed.
+    /// A pool with a thread for each processor, none of which runs before it is needed. The driver waits often enough.
     pub(crate) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::with_threads(processors.min(THREADS_MAX))
+        Self::with_threads(processors.min(THREADS_MAX), processors)
     }
 
-    fn with_threads(threads_max: usize) -> Self {
+    fn with_threads(threads_max: usize, processors: usize) -> Self {
         Self {
             shared: Arc::default(),
             threads: Vec::new(),
             threads_max,
+            processors,
             encoder: PageEncoder::new(),
             spare: Vec::new(),
             given: 0,
@@ -71,14 +73,16 @@ impl EncoderPool {
         }
     }
 
-    /// How many processors encode at the same time, as one counts on it: the guest and the driver have other work for them.
+    /// How many processors encode at the same time, as one counts on it: the guest and the driver have other work for them,
+    /// about one of them.
     pub(crate) fn parallel(&self) -> f64 {
-        1.0 + (self.threads_max as f64 - 2.0).max(0.0) * 0.75
+        let threads = self.threads_max.min(self.processors.saturating_sub(1));
+        1.0 + (threads as f64 - 1.0).max(0.0) * 0.75
     }
 
-    /// Who encodes: the threads, and the driver while it waits for them.
+    /// How many processors they take: the threads, and the driver while it waits for them.
     pub(crate) fn workers(&self) -> u32 {
-        self.threads_max as u32 + 1
+        (self.threads_max + 1).min(self.processors.max(1)) as u32
     }
 
     /// An empty batch.
@@ -247,7 +251,7 @@ mod tests {
     #[test]
     fn batches_come_back_in_order_however_many_threads_there_are() {
         for threads in [0, 1, 3] {
-            let mut pool = EncoderPool::with_threads(threads);
+            let mut pool = EncoderPool::with_threads(threads, threads);
             let mut next = 0;
             for number in 0..300 {
                 while pool.is_full() {
@@ -277,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_pool_that_is_dropped_with_batches_under_way_ends() {
-        let mut pool = EncoderPool::with_threads(2);
+        let mut pool = EncoderPool::with_threads(2, 2);
         for number in 0..5 {
             let batch = filled(&mut pool, number);
             pool.give(batch);
