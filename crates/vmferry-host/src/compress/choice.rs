@@ -69,6 +69,11 @@ const CHOSEN_SHARE_MIN: f64 = 0.05;
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 /// after so long where it does not: all that is done for the first time makes the sender slow at the beginning,
 const LOOK_FIRST_UNSURE: Duration = Duration::from_millis(400);
+/// and after so long where, besides, the path was filled so often of late.
+const LOOK_FIRST_FILLED: Duration = Duration::from_secs(1);
+const FILLED_SHARE_MIN: f64 = 0.5;
+/// The weight of whether it is now.
+const FILLED_WEIGHT: f64 = 0.1;
 /// so often from then on,
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// and so often where the sender could fill a path [`IDLE_FACTOR`] times as wide.
@@ -294,6 +299,8 @@ pub(crate) struct Chooser {
     trial_time: Duration,
     /// The bandwidth that was chosen by.
     bandwidth: Option<f64>,
+    /// How often the path was filled of late.
+    filled_share: f64,
     raw: RawPath,
     look: Option<Look>,
     /// When that was over the last time.
@@ -319,6 +326,7 @@ impl Chooser {
             since: Duration::ZERO,
             trial_time: Duration::ZERO,
             bandwidth: None,
+            filled_share: 0.0,
             raw: RawPath::default(),
             look: None,
             looked: None,
@@ -340,6 +348,7 @@ impl Chooser {
         let cap = path.cap_bytes_per_s.map_or(f64::MAX, |cap| cap as f64);
         let capped = |rate: Option<f64>| rate.or(path.cap_bytes_per_s.map(|cap| cap as f64)).map(|rate| rate.min(cap));
         let stream = capped(path.bandwidth_bytes_per_s);
+        self.filled_share += FILLED_WEIGHT * (f64::from(u8::from(path.is_filled)) - self.filled_share);
         let before = self.look;
         self.look = before.and_then(|look| self.next_look(now, look, path.is_paused));
         if before.is_some() && self.look.is_none() {
@@ -554,6 +563,8 @@ impl Chooser {
             .is_some_and(|cap| path.bandwidth_bytes_per_s.is_some_and(|bandwidth| bandwidth >= cap as f64 * CAP_SHARE));
         let (first, interval) = match ease {
             IDLE_FACTOR.. => (LOOK_INTERVAL_EASY, LOOK_INTERVAL_EASY),
+            // By its own account the sender keeps up, and what is under way says so, too. It may be the target.
+            1.0.. if self.filled_share >= FILLED_SHARE_MIN => (LOOK_FIRST_FILLED, LOOK_INTERVAL),
             1.0.. => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
             _ => (LOOK_FIRST, LOOK_INTERVAL),
         };
@@ -1075,7 +1086,7 @@ mod tests {
         let (mut stream, mut now, mut raw) = (0, Duration::ZERO, 0);
         let mut carried = 100e6;
         while now < Duration::from_secs(2) {
-            let plan = chooser.plan(now, &path(carried));
+            let plan = chooser.plan(now, &Path { is_filled: false, ..path(carried) });
             let is_raw = plan.codec == Codec::Raw;
             let content = 2 << 20;
             let (bytes, time) = if is_raw { (content, ms(2)) } else { (content / 2, ms(4)) };
