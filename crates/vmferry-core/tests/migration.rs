@@ -927,8 +927,6 @@ fn encodings_that_were_not_agreed_on_are_refused() {
     );
 }
 
-/// A driver that lost the connection while it sent pages heard a confirmation of bytes that it had not reported yet, and
-/// the report blamed the target for it.
 /// Where a scan takes long, as of a large guest, the push and the guest have most of the time all the same.
 #[test]
 fn long_scans_are_made_less_often() {
@@ -971,6 +969,8 @@ fn long_scans_are_made_less_often() {
     }
 }
 
+/// A driver that lost the connection while it sent pages heard a confirmation of bytes that it had not reported yet, and
+/// the report blamed the target for it.
 #[test]
 fn confirmations_of_bytes_that_are_not_counted_yet_do_not_hide_why_it_failed() {
     let mut world = World::new(1, calm(), 20e6, Fault::None, Arm::PLAIN);

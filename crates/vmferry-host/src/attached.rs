@@ -178,13 +178,14 @@ impl QemuSource {
 /// # Errors
 /// [`VmmError`], where the guest cannot even be looked at.
 pub fn inspect(guest: &mut QemuGuest) -> Result<Inspection, VmmError> {
-    inspect_beside(guest, tracking_finding)
+    let tracking = tracking_finding(guest.pid());
+    inspect_beside(guest, tracking)
 }
 
-/// The same, with what `tracking` finds of the process.
-fn inspect_beside(guest: &mut QemuGuest, tracking: impl FnOnce(u32) -> Finding) -> Result<Inspection, VmmError> {
+/// The same, with what was found of the process.
+fn inspect_beside(guest: &mut QemuGuest, tracking: Finding) -> Result<Inspection, VmmError> {
     let mut inspection = guest.inspect()?;
-    inspection.push(tracking(guest.pid()));
+    inspection.push(tracking);
     Ok(inspection)
 }
 
@@ -203,7 +204,7 @@ fn tracking_finding(pid: u32) -> Finding {
 
 /// Refuses a guest that inspection finds unfit, with all reasons. What is found of its process is known already.
 fn refuse_unfit(guest: &mut QemuGuest, tracking: Finding) -> Result<(), VmmError> {
-    let inspection = inspect_beside(guest, |_| tracking)?;
+    let inspection = inspect_beside(guest, tracking)?;
     if inspection.can_be_moved() {
         return Ok(());
     }

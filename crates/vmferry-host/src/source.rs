@@ -448,10 +448,10 @@ impl Driver<'_> {
     /// first scan only begins one; both take a while the first time, which comes at the second, when pages are under way.
     fn end_epoch(&mut self) {
         if self.epoch_scans > 0 {
-            match self.epoch_scans {
-                _ if !self.tells_owners_apart => {}
-                1 => self.vmm.tell_owners_apart(),
-                _ => _ = self.vmm.refresh_owners(self.owners_allowance),
+            if self.tells_owners_apart && self.epoch_scans == 1 {
+                self.vmm.tell_owners_apart();
+            } else if self.tells_owners_apart {
+                self.vmm.refresh_owners(self.owners_allowance);
             }
             self.source.handle_fixed_costs(self.vmm.fixed_costs());
         }

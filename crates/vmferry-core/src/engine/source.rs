@@ -1292,6 +1292,7 @@ impl Source {
         }
     }
 
+    /// The same as pages.
     fn chunk_pages(&self, class: PageClass) -> u64 {
         self.chunk(class).pages(self.sizes.mean_bytes(class))
     }
@@ -1579,17 +1580,22 @@ impl Source {
     /// The next pages to send, taken out of `pending` by [`Self::send_pages`].
     fn next_chunk(&mut self, now: Duration) -> Vec<PageRun> {
         let predicts = !self.seen.is_empty();
-        let runs = match self.rules.order {
-            SendOrder::ColdestFirst if predicts => self.next_probe().unwrap_or_else(|| self.next_cold()),
-            SendOrder::ColdestFirst if self.passes == 0 => self.next_cold(),
-            SendOrder::ColdestFirst | SendOrder::Address => Vec::new(),
-        };
-        match self.rules.order {
-            _ if !runs.is_empty() => runs,
-            SendOrder::ColdestFirst if predicts => self.next_warm(now, self.chunk_pages(PageClass::Written)),
-            // Without any prediction, all pages are alike.
-            SendOrder::ColdestFirst | SendOrder::Address => self.next_by_address(self.any_chunk_pages()),
+        if self.rules.order == SendOrder::ColdestFirst {
+            if predicts && let Some(runs) = self.next_probe() {
+                return runs;
+            }
+            if predicts || self.passes == 0 {
+                let runs = self.next_cold();
+                if !runs.is_empty() {
+                    return runs;
+                }
+            }
+            if predicts {
+                return self.next_warm(now, self.chunk_pages(PageClass::Written));
+            }
         }
+        // Without any prediction, all pages are alike.
+        self.next_by_address(self.any_chunk_pages())
     }
 
     /// Whether pages are sent to learn what one costs that was sent before. Without deltas it costs what others do.

@@ -75,31 +75,18 @@ impl DeltaCache {
         if self.is_off() {
             return;
         }
-        if let Some(&slot) = self.slots.get(&page) {
-            self.used[slot] = true;
-            return self.fill(slot, content);
-        }
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.fill(slot, content);
+        let slot = match self.slots.get(&page) {
+            Some(&slot) => {
+                self.used[slot] = true;
                 slot
             }
-            None if self.owners.len() < self.slots_max => {
-                self.content.extend_from_slice(content);
-                self.owners.push(None);
-                self.used.push(false);
-                self.owners.len() - 1
-            }
-            None => {
-                let slot = self.evict();
-                self.fill(slot, content);
-                slot
-            }
+            // A page that never comes again leaves before one that did.
+            None => self.take_slot(page),
         };
-        self.owners[slot] = Some(page);
-        // A page that never comes again leaves before one that did.
-        self.used[slot] = false;
-        self.slots.insert(page, slot);
+        match self.content.get_mut(slot * PAGE..(slot + 1) * PAGE) {
+            Some(kept) => kept.copy_from_slice(content),
+            None => self.content.extend_from_slice(content),
+        }
     }
 
     /// The page was sent, and its content is not kept.
@@ -110,8 +97,21 @@ impl DeltaCache {
         }
     }
 
-    fn fill(&mut self, slot: usize, content: &[u8]) {
-        self.content[slot * PAGE..][..PAGE].copy_from_slice(content);
+    /// A slot for the page: a free one, or a new one behind all content, or one that was another page's.
+    fn take_slot(&mut self, page: PageNumber) -> usize {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.owners.len() < self.slots_max => {
+                self.owners.push(None);
+                self.used.push(false);
+                self.owners.len() - 1
+            }
+            None => self.evict(),
+        };
+        self.owners[slot] = Some(page);
+        self.used[slot] = false;
+        self.slots.insert(page, slot);
+        slot
     }
 
     /// Frees the next slot that was not used since the hand came by last. Ends, since each step clears a bit.

@@ -71,13 +71,14 @@ const LOOK_FIRST: Duration = Duration::from_millis(100);
 const LOOK_FIRST_UNSURE: Duration = Duration::from_millis(400);
 /// and after so long where, besides, the path was filled so often of late.
 const LOOK_FIRST_FILLED: Duration = Duration::from_secs(1);
-const FILLED_SHARE_MIN: f64 = 0.5;
-/// The weight of whether it is now.
-const FILLED_WEIGHT: f64 = 0.1;
 /// so often from then on,
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// and so often where the sender could fill a path [`IDLE_FACTOR`] times as wide.
 const LOOK_INTERVAL_EASY: Duration = Duration::from_secs(10);
+/// The path was filled often if it was in this share of the plans of late,
+const FILLED_SHARE_MIN: f64 = 0.5;
+/// in which a new one has this weight.
+const FILLED_WEIGHT: f64 = 0.1;
 /// At first so many bytes,
 const GLIMPSE_BYTES: u64 = 2 << 20;
 /// and no more, unless they took less than so many times as long as pages do now.
@@ -359,7 +360,6 @@ impl Chooser {
         }
         let looked_long =
             matches!(before, Some(Look::Long(since)) if now.saturating_sub(since) >= LOOK_TIME && self.look.is_none());
-        // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
         // How many times as long as the sender the path takes, as far as it is known.
         let mix = self.mix();
         let ease = stream.filter(|_| self.current != Codec::Raw).map(|stream| {

@@ -63,23 +63,27 @@ struct Rule {
 impl Rule {
     /// Whether the page, which is pending, belongs to it; else where the next one may be that does.
     fn applies(&self, page: PageNumber, seen: &PageSet) -> Result<(), u64> {
-        let end_of = |block_pages: u64| page.0 - page.0 % block_pages + block_pages;
         let is_written = |block_pages: u64| {
-            let end = end_of(block_pages);
+            let end = block_end(page, block_pages);
             seen.next(PageNumber(end - block_pages)).is_some_and(|seen| seen.0 < end)
         };
         if let Some(block_pages) = self.written_block_pages
             && !is_written(block_pages)
         {
-            return Err(end_of(block_pages));
+            return Err(block_end(page, block_pages));
         }
-        if is_written(self.clean_block_pages) { Err(end_of(self.clean_block_pages)) } else { Ok(()) }
+        if is_written(self.clean_block_pages) { Err(self.end(page)) } else { Ok(()) }
     }
 
     /// The end of the pages around this one to which it applies as well.
     fn end(&self, page: PageNumber) -> u64 {
-        page.0 - page.0 % self.clean_block_pages + self.clean_block_pages
+        block_end(page, self.clean_block_pages)
     }
+}
+
+/// The end of the aligned block of so many pages that the page is in.
+fn block_end(page: PageNumber, block_pages: u64) -> u64 {
+    page.0 - page.0 % block_pages + block_pages
 }
 
 impl ColdPages {
