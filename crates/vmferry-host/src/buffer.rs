@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "advice to the kernel about memory that a vector owns")]
 
 use std::ffi::c_void;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 use rustix::mm::Advice;
@@ -14,18 +15,19 @@ const ALIGN: usize = 64;
 /// The kernel's usual page.
 const SYSTEM_PAGE: usize = 4096;
 
-/// An empty vector with room for so many bytes, in huge pages as far as the kernel has any: to fill it the first time takes a
+/// An empty vector with room for so many elements, in huge pages as far as the kernel has any: to fill it the first time takes a
 /// fraction of the time. Where there is no room for so much, it grows as it is filled.
-pub(crate) fn large_vector(bytes: usize) -> Vec<u8> {
+pub(crate) fn large_vector<T>(length: usize) -> Vec<T> {
     let mut vector = Vec::new();
-    if let Err(error) = vector.try_reserve_exact(bytes) {
-        tracing::debug!(%error, bytes, "no room for all of it at once");
+    if let Err(error) = vector.try_reserve_exact(length) {
+        tracing::debug!(%error, length, "no room for all of it at once");
         return vector;
     }
-    let spare = vector.spare_capacity_mut();
-    let skipped = spare.as_ptr().align_offset(SYSTEM_PAGE).min(spare.len());
-    let whole = (spare.len() - skipped) / SYSTEM_PAGE * SYSTEM_PAGE;
-    let start: *mut c_void = spare[skipped..].as_mut_ptr().cast();
+    let spare: *mut [MaybeUninit<T>] = vector.spare_capacity_mut();
+    let (start, bytes) = (spare.cast::<u8>(), spare.len() * size_of::<T>());
+    let skipped = start.align_offset(SYSTEM_PAGE).min(bytes);
+    let whole = (bytes - skipped) / SYSTEM_PAGE * SYSTEM_PAGE;
+    let start: *mut c_void = start.wrapping_add(skipped).cast();
     // SAFETY: the range is part of what the vector owns, and the advice changes nothing about its content.
     if let Err(error) = unsafe { rustix::mm::madvise(start, whole, Advice::LinuxHugepage) } {
         tracing::debug!(%error, "no huge pages");
@@ -109,14 +111,14 @@ mod tests {
     #[test]
     fn a_large_vector_takes_what_it_has_room_for() {
         for bytes in [0, 1, SYSTEM_PAGE, 5 << 20] {
-            let mut vector = large_vector(bytes);
+            let mut vector = large_vector::<u8>(bytes);
             assert!(vector.is_empty() && vector.capacity() >= bytes);
             let before = vector.as_ptr();
             vector.extend(std::iter::repeat_n(7, bytes));
             assert!(bytes == 0 || vector.as_ptr() == before, "it was moved");
             assert!(vector.iter().all(|&byte| byte == 7));
         }
-        assert_eq!(large_vector(usize::MAX).capacity(), 0, "more than there is");
+        assert_eq!(large_vector::<u8>(usize::MAX).capacity(), 0, "more than there is");
     }
 
     #[test]

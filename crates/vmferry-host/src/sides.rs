@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use vmferry_core::engine::{Apply, SideStream};
-use vmferry_core::pages::PAGE_BYTES;
-use vmferry_core::wire::Message;
+use vmferry_core::pages::{PAGE_BYTES, PageNumber, PageRun};
+use vmferry_core::wire::{Encoding, Message};
 
 use crate::cancel::{Cancel, wait};
 use crate::compress::PageDecoder;
 use crate::link::{Link, LinkError};
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, MemoryError};
 use crate::vmm::{VmmError, describe};
 
 /// How long somebody who connects may take to say that he belongs to the migration.
@@ -222,13 +222,9 @@ pub(crate) fn put_pages_in_place(
     match (apply, message) {
         (Apply::WritePages, Message::Pages(pages)) => {
             let runs = &pages.runs;
-            let read_base = |mut base: &mut [u8]| {
-                for &run in runs.iter() {
-                    let (of_run, rest) = base.split_at_mut((run.count * PAGE_BYTES) as usize);
-                    memory.read(run, of_run)?;
-                    base = rest;
-                }
-                Ok(())
+            let read_base = |base: &mut [u8]| match pages.encoding {
+                Encoding::Copy { .. } => read_runs(memory, joined(pages.sources()), base),
+                _ => read_runs(memory, runs.iter().copied(), base),
             };
             let mut content = decoder.decode(runs.pages(), pages.encoding, pages.data, read_base)?;
             for &run in runs.iter() {
@@ -246,4 +242,30 @@ pub(crate) fn put_pages_in_place(
         (apply, message) => unreachable!("{apply:?} was asked for `{}`", message.name()),
     }
     Ok(())
+}
+
+/// Reads these runs, one after another.
+fn read_runs(
+    memory: &GuestMemory,
+    runs: impl Iterator<Item = PageRun>,
+    mut content: &mut [u8],
+) -> Result<(), MemoryError> {
+    for run in runs {
+        let (of_run, rest) = content.split_at_mut((run.count * PAGE_BYTES) as usize);
+        memory.read(run, of_run)?;
+        content = rest;
+    }
+    Ok(())
+}
+
+/// Pages as runs, in their order.
+fn joined(pages: impl Iterator<Item = PageNumber>) -> impl Iterator<Item = PageRun> {
+    let mut pages = pages.peekable();
+    std::iter::from_fn(move || {
+        let mut run = PageRun::new(pages.next()?.0, 1);
+        while pages.next_if(|page| page.0 == run.end()).is_some() {
+            run.count += 1;
+        }
+        Some(run)
+    })
 }

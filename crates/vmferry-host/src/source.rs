@@ -19,7 +19,7 @@ use crate::buffer::Buffer;
 use crate::cancel::Cancel;
 use crate::clock::processor_time;
 use crate::compress::{
-    BATCH_PAGES, Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Handed, Path, Plan, is_zero,
+    BATCH_PAGES, Batch, Chooser, Codec, Compress, Content, DeltaCache, EncoderPool, Handed, Path, Plan, Twins, is_zero,
 };
 use crate::control::{Change, Command, Controls, Limits, Pages as PageCounts, Reason, Refusal, RefusalKind};
 use crate::link::{Link, LinkError};
@@ -197,6 +197,7 @@ pub fn migrate_with(
         chooser: Chooser::new(options.compress, !cache.is_off(), encoders.parallel()),
         encoders,
         cache,
+        twins: Twins::new(total_pages, u64::from_le_bytes(random()?)),
         batch: None,
         is_paused: false,
         start: Instant::now(),
@@ -228,6 +229,8 @@ struct Driver<'a> {
     encoders: EncoderPool,
     /// What the target has of pages that are written again.
     cache: DeltaCache,
+    /// Which pages of the target others can be copied from.
+    twins: Twins,
     /// Being filled.
     batch: Option<Batch>,
     is_paused: bool,
@@ -470,6 +473,7 @@ impl Driver<'_> {
             }
             Action::OpenStreams { streams } => {
                 let bytes = self.open_streams(streams)?;
+                self.twins.set_streams(streams);
                 self.source.handle_streams_opened(self.now(), bytes);
             }
             Action::Scan { relaxed } => {
@@ -535,7 +539,7 @@ impl Driver<'_> {
             may_be_deltas: runs.iter().flat_map(|run| run.pages()).any(|page| self.cache.contains(page)),
         };
         let plan = self.chooser.plan(self.now(), &path);
-        let (is_straight, mut trial) = (plan.codec == Codec::Raw && !plan.deltas, plan.trial);
+        let (is_straight, mut trial) = (plan.is_straight(), plan.trial);
         let mut sent = SentPages::default();
         let mut zero = ZeroRuns::new(self.source.streams());
         let armed;
@@ -593,15 +597,16 @@ impl Driver<'_> {
         let driver = processor_time().saturating_sub(began_working + sent.arming);
         sent.busy = (now - starts).saturating_sub(self.waited() - waited);
         sent.working = driver + sent.encoding / self.encoders.workers();
-        // Zero pages are few bytes and some work on either side: where there are many, the bytes say little.
+        // Zero pages and copies are few bytes and some work on either side: where there are many, the bytes say little.
         let zero_pages: u64 = sent.zero.iter().map(|run| run.count).sum();
-        let is_mostly_content = sent.content_pages() > zero_pages;
+        let content_pages = sent.content_pages() - sent.copy.pages;
+        let is_mostly_content = content_pages > zero_pages + sent.copy.pages;
         let handed = Handed {
             began: sent.began.unwrap_or(now),
             busy: sent.busy.saturating_sub(sent.arming),
-            all_raw: is_mostly_content && sent.raw_pages == sent.content_pages(),
+            all_raw: is_mostly_content && sent.raw_pages == content_pages,
             is_plain: is_mostly_content && sent.delta.pages == 0,
-            content_bytes: sent.content_pages() * PAGE_BYTES,
+            content_bytes: content_pages * PAGE_BYTES,
             from_bytes: stream_bytes,
             to_bytes: stream_bytes + sent.bytes(),
         };
@@ -639,6 +644,9 @@ impl Driver<'_> {
         zero: &mut ZeroRuns,
         sent: &mut SentPages,
     ) -> Result<(), VmmError> {
+        // Where some of the action's pages go another way, they leave in another order than they are read in.
+        let finds_twins = self.source.encodings().has_copies() && !plan.is_straight();
+        self.twins.look_at_all(self.source.path_is_filled());
         let mut left = Some(run);
         while let Some(run) = left {
             // Not before more pages come: the last ones the driver encodes itself.
@@ -657,6 +665,11 @@ impl Driver<'_> {
             batch.read(piece, |buffer| memory.read(piece, buffer))?;
             if plan.deltas {
                 batch.compare(&mut self.cache);
+            }
+            if finds_twins {
+                batch.find_twins(&mut self.twins);
+            } else {
+                piece.pages().for_each(|page| self.twins.forget(page));
             }
         }
         Ok(())
@@ -773,6 +786,7 @@ impl Driver<'_> {
 
     /// The target gets other content for these pages than what is kept of them.
     fn forget(&mut self, run: PageRun) {
+        run.pages().for_each(|page| self.twins.forget(page));
         if !self.cache.is_empty() {
             run.pages().for_each(|page| self.cache.remove(page));
         }
@@ -853,6 +867,7 @@ fn count(encoding: Encoding, pages: Encoded, sent: &mut SentPages) {
         Encoding::Lz4 => &mut sent.lz4,
         Encoding::Zstd => &mut sent.zstd,
         Encoding::Delta { .. } => &mut sent.delta,
+        Encoding::Copy { .. } => &mut sent.copy,
     };
     to.pages += pages.pages;
     to.bytes += pages.bytes;
@@ -929,14 +944,19 @@ fn page_bytes(run: PageRun, content: &[u8], stretch: PageRun) -> &[u8] {
 }
 
 fn migration_id() -> Result<MigrationId, VmmError> {
-    let mut id = [0; 16];
+    random().map(MigrationId)
+}
+
+/// Bytes that nobody knows.
+fn random<const N: usize>() -> Result<[u8; N], VmmError> {
+    let mut bytes = [0; N];
     let mut filled = 0;
-    while filled < id.len() {
+    while filled < N {
         let flags = rustix::rand::GetRandomFlags::empty();
-        filled += rustix::rand::getrandom(&mut id[filled..], flags)
-            .map_err(|source| VmmError::Host { what: "draw a random migration id", source: source.into() })?;
+        filled += rustix::rand::getrandom(&mut bytes[filled..], flags)
+            .map_err(|source| VmmError::Host { what: "draw random numbers", source: source.into() })?;
     }
-    Ok(MigrationId(id))
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -249,6 +249,7 @@ pub(crate) fn describe_report(report: &Report) -> String {
         ("lz4", pages.lz4, wire.lz4_bytes),
         ("zstd", pages.zstd, wire.zstd_bytes),
         ("delta", pages.delta, wire.delta_bytes),
+        ("copy", pages.copy, wire.copy_bytes),
         ("zero", pages.zero, wire.zero_bytes),
     ];
     let kinds = kinds.iter().filter(|(_, pages, _)| *pages > 0);

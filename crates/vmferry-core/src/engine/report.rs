@@ -148,6 +148,8 @@ pub struct WireReport {
     pub zstd_bytes: u64,
     /// Of all: what differs from pages that the target had.
     pub delta_bytes: u64,
+    /// Of all: which pages of the target others are copies of.
+    pub copy_bytes: u64,
     /// Of all: the notes that say which pages are zero.
     pub zero_bytes: u64,
     /// Of all: device state.
@@ -171,6 +173,8 @@ pub struct PageReport {
     pub zstd: u64,
     /// Of `sent`: as what differs from what the target had.
     pub delta: u64,
+    /// Of `sent`: as copies of pages that the target had.
+    pub copy: u64,
     /// Pages that went as a note that they are zero, each time counted.
     pub zero: u64,
     /// Of `sent` and `zero`: those that had been sent before.

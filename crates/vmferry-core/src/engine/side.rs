@@ -87,7 +87,7 @@ pub(super) fn check_inside(layout: &RamLayout, run: PageRun) -> Result<(), Targe
 mod tests {
     use super::*;
     use crate::pages::{PAGE_BYTES, RamBlock};
-    use crate::wire::{Join, Pages, STREAM_BLOCK_PAGES};
+    use crate::wire::{Encoding, Join, PageRuns, Pages, STREAM_BLOCK_PAGES};
 
     const MIGRATION: MigrationId = MigrationId([3; 16]);
 
@@ -113,6 +113,26 @@ mod tests {
         assert_eq!(side.handle_message(&join(2)), Ok(Apply::Nothing));
         assert_eq!(side.stream(), Some(2));
         assert!(side.handle_message(&join(2)).is_err(), "once");
+    }
+
+    #[test]
+    fn copies_are_of_pages_of_the_same_connection() {
+        let copies = |side: &mut SideStream, source: u64| {
+            let (runs, data) = (PageRuns::One(PageRun::new(STREAM_BLOCK_PAGES, 1)), source.to_le_bytes());
+            let encoding = Encoding::Copy { digest: [0; 32] };
+            side.handle_message(&Message::Pages(Pages { runs, encoding, data: &data }))
+        };
+        let mut side = SideStream { encodings: Encodings::ALL, ..side() };
+        side.handle_message(&join(1)).unwrap();
+        assert_eq!(copies(&mut side, STREAM_BLOCK_PAGES + 7), Ok(Apply::WritePages));
+        for source in [0, 2 * STREAM_BLOCK_PAGES] {
+            assert!(matches!(copies(&mut side, source), Err(TargetError::WrongStream { .. })), "{source}");
+        }
+        for source in [4 * STREAM_BLOCK_PAGES, u64::MAX] {
+            assert!(matches!(copies(&mut side, source), Err(TargetError::OutsideRam { .. })), "{source}");
+        }
+        side.encodings = Encodings(0b11_1111);
+        assert!(matches!(copies(&mut side, STREAM_BLOCK_PAGES), Err(TargetError::Encoding { code: 6 })));
     }
 
     #[test]

@@ -249,6 +249,8 @@ pub struct SentPages {
     pub zstd: Encoded,
     /// Pages sent as what differs from what the target had.
     pub delta: Encoded,
+    /// Pages sent as copies of others that the target has.
+    pub copy: Encoded,
     /// Processor time spent on encoding, all threads together.
     pub encoding: Duration,
     /// The sender's processor time, without scans: that of the driver, and its part of what encoders did.
@@ -276,12 +278,12 @@ pub struct SentPages {
 impl SentPages {
     /// Pages whose content was sent, in whatever encoding.
     pub fn content_pages(&self) -> u64 {
-        self.raw_pages + self.lz4.pages + self.zstd.pages + self.delta.pages
+        self.raw_pages + self.lz4.pages + self.zstd.pages + self.delta.pages + self.copy.pages
     }
 
     /// Bytes on the wire for all pages, zero ones included.
     pub fn bytes(&self) -> u64 {
-        self.raw_bytes + self.zero_bytes + self.lz4.bytes + self.zstd.bytes + self.delta.bytes
+        self.raw_bytes + self.zero_bytes + self.lz4.bytes + self.zstd.bytes + self.delta.bytes + self.copy.bytes
     }
 }
 
@@ -1211,8 +1213,8 @@ impl Source {
     }
 
     fn compression(&self) -> CompressionReport {
-        let WireReport { raw_bytes, lz4_bytes, zstd_bytes, delta_bytes, .. } = self.wire;
-        let sent = raw_bytes + lz4_bytes + zstd_bytes + delta_bytes;
+        let WireReport { raw_bytes, lz4_bytes, zstd_bytes, delta_bytes, copy_bytes, .. } = self.wire;
+        let sent = raw_bytes + lz4_bytes + zstd_bytes + delta_bytes + copy_bytes;
         CompressionReport {
             encode_ms: self.encoding_time.as_secs_f64() * 1e3,
             ratio: (sent > 0).then(|| (self.pages.sent * PAGE_BYTES) as f64 / sent as f64),
@@ -1227,11 +1229,13 @@ impl Source {
         pages.lz4 += sent.lz4.pages;
         pages.zstd += sent.zstd.pages;
         pages.delta += sent.delta.pages;
+        pages.copy += sent.copy.pages;
         wire.raw_bytes += sent.raw_bytes;
         wire.zero_bytes += sent.zero_bytes;
         wire.lz4_bytes += sent.lz4.bytes;
         wire.zstd_bytes += sent.zstd.bytes;
         wire.delta_bytes += sent.delta.bytes;
+        wire.copy_bytes += sent.copy.bytes;
         self.encoding_time += sent.encoding;
     }
 
@@ -1617,7 +1621,7 @@ impl Source {
             return 1.0;
         }
         let WireReport { raw_bytes, lz4_bytes, zstd_bytes, .. } = self.wire;
-        let pages = self.pages.sent - self.pages.delta;
+        let pages = self.pages.sent - self.pages.delta - self.pages.copy;
         let first_bytes = (raw_bytes + lz4_bytes + zstd_bytes) as f64 / pages.max(1) as f64;
         (self.sizes.mean_bytes(PageClass::Written) / first_bytes.max(1.0)).min(1.0)
     }

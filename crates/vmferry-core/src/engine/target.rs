@@ -573,7 +573,8 @@ impl Target {
     }
 }
 
-/// Whether these pages are the guest's, may come by this connection, and are in an encoding that was agreed on.
+/// Whether these pages, and those that they are copied from, are the guest's, may come by this connection, and are in an
+/// encoding that was agreed on.
 pub(super) fn check_pages(
     layout: &RamLayout,
     encodings: Encodings,
@@ -582,6 +583,10 @@ pub(super) fn check_pages(
     streams: u16,
 ) -> Result<(), TargetError> {
     check_runs(layout, &pages.runs, stream, streams)?;
+    for source in pages.sources() {
+        // What another connection brings may come before or after this.
+        check_runs(layout, &[PageRun::new(source.0, 1)], stream, streams)?;
+    }
     if encodings.contains(pages.encoding) { Ok(()) } else { Err(TargetError::Encoding { code: pages.encoding.code() }) }
 }
 

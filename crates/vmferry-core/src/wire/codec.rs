@@ -22,7 +22,7 @@ impl<'a> Reader<'a> {
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
+    pub(super) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
         let (head, tail) = self.bytes.split_first_chunk().ok_or(WireError::Truncated { field })?;
         self.bytes = tail;
         Ok(*head)

@@ -133,7 +133,17 @@ pub enum Encoding {
         /// XXH3-64, seed 0, of the content that results: a delta for another content than the target has is found by it.
         digest: u64,
     },
+    /// As the pages that the target has with the same content: [`SOURCE_BYTES`] of page number for each.
+    Copy {
+        /// BLAKE3 of the content that results.
+        digest: [u8; COPY_DIGEST_BYTES],
+    },
 }
+
+/// Bytes of the number of the page that a page is copied from.
+pub const SOURCE_BYTES: u64 = 8;
+/// Bytes of the digest of copied pages.
+pub const COPY_DIGEST_BYTES: usize = 32;
 
 /// How changes are encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +166,7 @@ impl Encoding {
             Encoding::Delta { codec: DeltaCodec::Plain, .. } => 3,
             Encoding::Delta { codec: DeltaCodec::Lz4, .. } => 4,
             Encoding::Delta { codec: DeltaCodec::Zstd, .. } => 5,
+            Encoding::Copy { .. } => 6,
         }
     }
 
@@ -164,20 +175,29 @@ impl Encoding {
         match self {
             Encoding::Raw | Encoding::Lz4 | Encoding::Zstd => 0,
             Encoding::Delta { .. } => 8,
+            Encoding::Copy { .. } => COPY_DIGEST_BYTES as u64,
         }
     }
 
-    /// The most bytes of data with which so many pages in one run and so many further ones may go in this encoding: always
-    /// fewer than as they are. `None`: as they are, where it must be that many exactly.
-    fn most_bytes(self, pages: u64, further_runs: usize) -> Option<u64> {
+    /// How much data so many pages in one run and so many further ones are in this encoding.
+    fn data_bytes(self, pages: u64, further_runs: usize) -> DataBytes {
         match self {
-            Encoding::Raw => None,
+            Encoding::Raw => DataBytes::Exactly(pages * PAGE_BYTES),
+            Encoding::Copy { .. } => DataBytes::Exactly(pages * SOURCE_BYTES),
             Encoding::Lz4 | Encoding::Zstd | Encoding::Delta { .. } => {
                 let fields = self.field_bytes() + (further_runs * FURTHER_RUN_BYTES) as u64;
-                Some((pages * PAGE_BYTES).saturating_sub(1 + fields))
+                DataBytes::AtMost((pages * PAGE_BYTES).saturating_sub(1 + fields))
             }
         }
     }
+}
+
+/// How much data there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DataBytes {
+    Exactly(u64),
+    /// At least one, and so few that the frame is shorter than the pages as they are.
+    AtMost(u64),
 }
 
 /// A set of encodings of pages, by their numbers. Numbers that this build does not know may be in an offer.
@@ -188,9 +208,11 @@ impl Encodings {
     /// Pages as they are, which both sides always speak.
     pub const RAW: Self = Self(1);
     /// All that this build knows.
-    pub const ALL: Self = Self(0b11_1111);
+    pub const ALL: Self = Self(0b111_1111);
     /// Those of deltas.
     const DELTAS: Self = Self(0b11_1000);
+    /// That of pages as copies of others.
+    const COPIES: Self = Self(0b100_0000);
 
     /// Those in both sets.
     #[must_use]
@@ -208,10 +230,15 @@ impl Encodings {
         self.0 & Self::DELTAS.0 == Self::DELTAS.0
     }
 
-    /// The others.
+    /// Those that are not of deltas.
     #[must_use]
     pub const fn without_deltas(self) -> Self {
         Self(self.0 & !Self::DELTAS.0)
+    }
+
+    /// Whether pages may go as copies of others.
+    pub const fn has_copies(self) -> bool {
+        self.0 & Self::COPIES.0 != 0
     }
 
     /// Whether `welcome` may be the answer to this offer.
@@ -290,17 +317,25 @@ impl<'a> Pages<'a> {
 
     /// Whether so many bytes in this encoding would be a shorter frame than the pages as they are, as is demanded.
     pub fn is_shorter(runs: &PageRuns<'_>, encoding: Encoding, data_bytes: usize) -> bool {
-        let most = encoding.most_bytes(runs.pages(), runs.len() - 1);
-        most.is_some_and(|most| data_bytes > 0 && data_bytes as u64 <= most)
+        match encoding.data_bytes(runs.pages(), runs.len() - 1) {
+            DataBytes::Exactly(_) => false,
+            DataBytes::AtMost(most) => data_bytes > 0 && data_bytes as u64 <= most,
+        }
+    }
+
+    /// For copies, the pages that these are copied from, in the order of theirs.
+    pub fn sources(&self) -> impl Iterator<Item = PageNumber> + use<'a> {
+        let are_copies = matches!(self.encoding, Encoding::Copy { .. });
+        let data = if are_copies { self.data } else { &[] };
+        let numbers = data.as_chunks().0.iter();
+        numbers.map(|&number| PageNumber(u64::from_le_bytes(number)))
     }
 
     /// Whether there is as much data as the encoding demands.
     fn fits(&self) -> bool {
-        match self.encoding {
-            Encoding::Raw => self.data.len() as u64 == self.runs.pages() * PAGE_BYTES,
-            Encoding::Lz4 | Encoding::Zstd | Encoding::Delta { .. } => {
-                Self::is_shorter(&self.runs, self.encoding, self.data.len())
-            }
+        match self.encoding.data_bytes(self.runs.pages(), self.runs.len() - 1) {
+            DataBytes::Exactly(bytes) => self.data.len() as u64 == bytes,
+            DataBytes::AtMost(_) => Self::is_shorter(&self.runs, self.encoding, self.data.len()),
         }
     }
 }
@@ -524,6 +559,7 @@ impl<'a> Message<'a> {
                 match encoding {
                     Encoding::Raw | Encoding::Lz4 | Encoding::Zstd => {}
                     Encoding::Delta { digest, .. } => out.put_u64(digest),
+                    Encoding::Copy { digest } => out.extend_from_slice(&digest),
                 }
                 for pair in runs.windows(2) {
                     out.put_u16((pair[1].first.0 - pair[0].end()) as u16);
@@ -717,12 +753,13 @@ fn decode_pages<'a>(reader: &mut Reader<'a>) -> Result<Pages<'a>, WireError> {
         3 => Encoding::Delta { codec: DeltaCodec::Plain, digest: reader.u64("digest")? },
         4 => Encoding::Delta { codec: DeltaCodec::Lz4, digest: reader.u64("digest")? },
         5 => Encoding::Delta { codec: DeltaCodec::Zstd, digest: reader.u64("digest")? },
+        6 => Encoding::Copy { digest: reader.array("digest")? },
         other => return Err(WireError::BadValue { field: "encoding", value: u64::from(other) }),
     };
     let runs = decode_runs(reader, first, count, further)?;
-    let data = match encoding.most_bytes(count, further) {
-        None => reader.bytes((count * PAGE_BYTES) as usize, "page data")?,
-        Some(most) => {
+    let data = match encoding.data_bytes(count, further) {
+        DataBytes::Exactly(bytes) => reader.bytes(bytes as usize, "page data")?,
+        DataBytes::AtMost(most) => {
             let data = reader.rest();
             if data.is_empty() {
                 return Err(WireError::Truncated { field: "page data" });

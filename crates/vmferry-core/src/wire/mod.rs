@@ -11,9 +11,10 @@ mod message;
 use twox_hash::XxHash3_64;
 
 pub use message::{
-    Abort, DeltaCodec, Digests, Encoding, Encodings, Fault, Hello, Join, MAX_ABORT_TEXT_BYTES, MAX_DEVICE_CHUNK_BYTES,
-    MAX_DEVICE_STATE_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_STREAMS, MAX_ZERO_RUNS_PER_FRAME, Message,
-    MigrationId, PageRuns, Pages, Prepared, STREAM_BLOCK_PAGES, Welcome, stream_of,
+    Abort, COPY_DIGEST_BYTES, DeltaCodec, Digests, Encoding, Encodings, Fault, Hello, Join, MAX_ABORT_TEXT_BYTES,
+    MAX_DEVICE_CHUNK_BYTES, MAX_DEVICE_STATE_BYTES, MAX_DIGESTS_PER_FRAME, MAX_PAGES_PER_FRAME, MAX_STREAMS,
+    MAX_ZERO_RUNS_PER_FRAME, Message, MigrationId, PageRuns, Pages, Prepared, SOURCE_BYTES, STREAM_BLOCK_PAGES,
+    Welcome, stream_of,
 };
 
 use crate::pages::LayoutError;
@@ -219,6 +220,11 @@ pub fn page_digest(content: &[u8]) -> u64 {
     XxHash3_64::oneshot(content)
 }
 
+/// XXH3-64 with a seed: of who does not know it nobody can make two contents with the same digest.
+pub fn seeded_digest(seed: u64, content: &[u8]) -> u64 {
+    XxHash3_64::oneshot_with_seed(seed, content)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -279,6 +285,11 @@ mod tests {
                 data: &data[..8000],
             }),
             Message::Pages(Pages { runs: PageRuns::of(&SCATTERED[1..]), encoding: Encoding::Raw, data }),
+            Message::Pages(Pages {
+                runs: PageRuns::of(&SCATTERED),
+                encoding: Encoding::Copy { digest: [7; 32] },
+                data: &data[..4 * SOURCE_BYTES as usize],
+            }),
             Message::Zero(vec![PageRun::new(1, 5), PageRun::new(9, 1)]),
             Message::Paused,
             Message::DeviceState(&data[..100]),
@@ -373,7 +384,11 @@ mod tests {
             let many = MAX_PAGES_PER_FRAME as u32 + 1;
             assert!(matches!(open_pages(many, encoding, &[1; 100]), Err(WireError::TooMany { .. })), "{encoding}");
         }
-        assert_eq!(open_pages(1, 6, &[1; 100]), Err(WireError::BadValue { field: "encoding", value: 6 }));
+        // Copies: a digest and a page number for each.
+        assert!(open_pages(2, 6, &[1; 32 + 16]).is_ok());
+        assert!(matches!(open_pages(2, 6, &[1; 32 + 15]), Err(WireError::Truncated { .. })));
+        assert_eq!(open_pages(2, 6, &[1; 32 + 17]), Err(WireError::Leftover { bytes: 1 }));
+        assert_eq!(open_pages(1, 7, &[1; 100]), Err(WireError::BadValue { field: "encoding", value: 7 }));
         assert_eq!(open_pages(1, 0, &vec![1; page + 1]), Err(WireError::Leftover { bytes: 1 }));
     }
 
@@ -386,7 +401,10 @@ mod tests {
         // An encoding of a later build is not agreed on, and does no harm.
         assert_eq!(Encodings(0x8000_0003).and(all), lz4);
         assert!(lz4.contains(Encoding::Lz4) && !lz4.has_deltas());
-        assert!(all.has_deltas() && !Encodings(0b1_1111).has_deltas() && all.without_deltas() == Encodings(0b111));
+        assert!(
+            all.has_deltas() && !Encodings(0b101_1111).has_deltas() && all.without_deltas() == Encodings(0b100_0111)
+        );
+        assert!(all.has_copies() && all.without_deltas().has_copies() && !Encodings(0b11_1111).has_copies());
     }
 
     #[test]

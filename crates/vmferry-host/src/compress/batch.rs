@@ -11,6 +11,7 @@ use super::cache::DeltaCache;
 use super::codec::{Codec, Outlook, PageEncoder};
 use super::delta::{append_changes, apply_changes};
 use super::is_zero;
+use super::twins::{Twin, Twins, copy_digest};
 use crate::buffer::Buffer;
 use crate::clock::processor_time;
 
@@ -144,10 +145,12 @@ pub(crate) struct Batch {
     /// For each page that was compared, what came of it.
     compared: Vec<Compared>,
     changes: Vec<u8>,
+    /// For each page for which it was asked, which one it is a copy of.
+    twins: Vec<Option<Twin>>,
     /// The connections that there are; pages of different ones go in different frames.
     pub(crate) streams: u16,
-    /// Pages that go together, for each connection: those that go by themselves, and those as changes.
-    groups: Vec<[Vec<Placed>; 2]>,
+    /// Pages that go together, for each connection, by their kind.
+    groups: Vec<[Vec<Placed>; Kind::GROUPED]>,
     frames: Vec<Frame>,
     /// The runs of all frames, one after another, and where they are.
     frame_runs: Vec<PageRun>,
@@ -172,6 +175,7 @@ impl Batch {
             content: Buffer::default(),
             compared: Vec::new(),
             changes: Vec::new(),
+            twins: Vec::new(),
             streams: 1,
             groups: Vec::new(),
             frames: Vec::new(),
@@ -193,6 +197,7 @@ impl Batch {
         self.content.truncate(0);
         self.compared.clear();
         self.changes.clear();
+        self.twins.clear();
         self.frames.clear();
         self.frame_runs.clear();
         self.frame_places.clear();
@@ -242,6 +247,26 @@ impl Batch {
         }
     }
 
+    /// Looks whether the target has other pages with the content of those that were just read and compared, unless it has them
+    /// but for what has changed. To be called after each reading, or not at all.
+    pub(crate) fn find_twins(&mut self, twins: &mut Twins) {
+        if self.twins.is_empty() {
+            twins.begin_batch();
+        }
+        let Some(run) = self.runs.last() else { return };
+        let first = self.content.len() / PAGE - run.count as usize;
+        for (page, at) in run.pages().zip(first..) {
+            let content = &self.content[at * PAGE..][..PAGE];
+            let is_delta = matches!(self.compared.get(at), Some(Compared::Changed(_)));
+            self.twins.push(if is_delta || is_zero(content) {
+                twins.forget(page);
+                None
+            } else {
+                twins.find(page, content)
+            });
+        }
+    }
+
     /// What it cost, once encoded.
     pub(crate) fn costs(&self) -> Costs {
         self.costs
@@ -273,16 +298,20 @@ impl Batch {
         let began = processor_time();
         self.groups.resize_with(usize::from(self.streams), Default::default);
         let kinds: Vec<Kind> = (0..self.content.len() / PAGE).map(|page| self.kind(page)).collect();
-        let mut at = 0;
-        for index in 0..self.runs.len() {
-            for (run, kind) in self.runs[index].stretches(kinds[at..].iter().copied()) {
-                self.sort_in(encoder, kind, Placed { run, at });
-                at += run.count as usize;
+        // What is copied from may itself be among what follows, and what is copied to is.
+        for part in [&[Kind::CopyBefore][..], &[Kind::Zero, Kind::Based, Kind::New], &[Kind::CopyWithin]] {
+            let mut at = 0;
+            for index in 0..self.runs.len() {
+                for (run, kind) in self.runs[index].stretches(kinds[at..].iter().copied()) {
+                    if part.contains(&kind) {
+                        self.sort_in(encoder, kind, Placed { run, at });
+                    }
+                    at += run.count as usize;
+                }
             }
-        }
-        for stream in 0..usize::from(self.streams) {
-            self.encode_group(encoder, stream, true);
-            self.encode_group(encoder, stream, false);
+            for stream in 0..usize::from(self.streams) {
+                part.iter().for_each(|&kind| self.encode_group(encoder, stream, kind));
+            }
         }
         self.costs.time = processor_time().saturating_sub(began);
     }
@@ -292,7 +321,12 @@ impl Batch {
         if is_zero(content) {
             return Kind::Zero;
         }
-        if matches!(self.compared.get(page), Some(Compared::Changed(_))) { Kind::Based } else { Kind::New }
+        match (self.twins.get(page), self.compared.get(page)) {
+            (Some(Some(Twin::Before(_))), _) => Kind::CopyBefore,
+            (Some(Some(Twin::Within(_))), _) => Kind::CopyWithin,
+            (_, Some(Compared::Changed(_))) => Kind::Based,
+            _ => Kind::New,
+        }
     }
 
     /// Puts neighbours of one kind with those that they go with.
@@ -308,26 +342,30 @@ impl Batch {
             return self.push_frame(&[placed], Form::Raw);
         }
         let stream = usize::from(stream_of(placed.run.first, self.streams));
-        let based = kind == Kind::Based;
-        let last = self.groups[stream][usize::from(based)].last();
+        let last = self.groups[stream][kind as usize].last();
         if last.is_some_and(|last| !PageRuns::may_follow(last.run, placed.run)) {
-            self.encode_group(encoder, stream, based);
+            self.encode_group(encoder, stream, kind);
         }
-        self.groups[stream][usize::from(based)].push(placed);
+        self.groups[stream][kind as usize].push(placed);
     }
 
-    /// Encodes pages that go together, as changes or by themselves.
-    fn encode_group(&mut self, encoder: &mut PageEncoder, stream: usize, based: bool) {
-        let mut group = std::mem::take(&mut self.groups[stream][usize::from(based)]);
+    /// Encodes pages that go together: as copies, as changes or by themselves.
+    fn encode_group(&mut self, encoder: &mut PageEncoder, stream: usize, kind: Kind) {
+        let Some(group) = self.groups[stream].get_mut(kind as usize) else { return };
+        let mut group = std::mem::take(group);
         if !group.is_empty() {
-            let delta = if based { self.delta(encoder, &group) } else { None };
-            match delta.or_else(|| self.plain(encoder, &group)) {
+            let form = match kind {
+                Kind::CopyBefore | Kind::CopyWithin => Some(self.copies(&group)),
+                Kind::Based => self.delta(encoder, &group).or_else(|| self.plain(encoder, &group)),
+                Kind::New | Kind::Zero => self.plain(encoder, &group),
+            };
+            match form {
                 Some(form) => self.push_frame(&group, form),
                 None => group.iter().for_each(|placed| self.push_frame(&[*placed], Form::Raw)),
             }
         }
         group.clear();
-        self.groups[stream][usize::from(based)] = group;
+        self.groups[stream][kind as usize] = group;
     }
 
     fn push_frame(&mut self, group: &[Placed], form: Form) {
@@ -372,6 +410,18 @@ impl Batch {
             }
         }
         best
+    }
+
+    /// Pages as copies of others.
+    fn copies(&mut self, group: &[Placed]) -> Form {
+        let content = together(&self.content, &mut self.gathered, group.iter().map(Placed::bytes));
+        let digest = copy_digest(content);
+        let start = self.out.len();
+        for page in group.iter().flat_map(|placed| placed.at..placed.at + placed.run.count as usize) {
+            let (Twin::Before(source) | Twin::Within(source)) = self.twins[page].expect("it is a copy");
+            self.out.append(&source.0.to_le_bytes());
+        }
+        Form::Encoded { encoding: Encoding::Copy { digest }, data: start..self.out.len() }
     }
 
     /// Encodes the changes of pages; `None` where that saves nothing.
@@ -435,10 +485,19 @@ impl Compared {
 /// What kind of page it is to the encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    Zero,
     New,
     /// The target has it but for a few changes.
     Based,
+    /// The target has another page with its content before it has any of the batch.
+    CopyBefore,
+    /// The target has another page with its content when it has those of the batch that are no copies.
+    CopyWithin,
+    Zero,
+}
+
+impl Kind {
+    /// The kinds of which pages go together, neighbours or not.
+    const GROUPED: usize = Self::Zero as usize;
 }
 
 /// The most bytes that are worth decoding, of so many; with that, they are few enough for the protocol.
@@ -448,7 +507,7 @@ fn most_worth_sending(content_bytes: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
+    use std::collections::{HashMap, VecDeque};
 
     use proptest::prelude::*;
     use vmferry_core::wire::{FrameWriter, Message};
@@ -470,18 +529,25 @@ mod tests {
                 Content::Pages(pages, held) => {
                     let numbers: Vec<PageNumber> = pages.runs.iter().flat_map(|run| run.pages()).collect();
                     assert!(held.new_pages().all(|(page, _)| numbers.contains(&page)));
-                    let here = &self.pages;
-                    let read = |to: &mut [u8]| {
-                        to.chunks_mut(PAGE).zip(&numbers).for_each(|(to, page)| to.copy_from_slice(&here[page]));
-                        Ok(())
-                    };
-                    let decoder = self.decoder.get_or_insert_with(PageDecoder::new);
-                    let count = numbers.len() as u64;
-                    let decoded = decoder.decode(count, pages.encoding, pages.data, read).unwrap().to_vec();
-                    for (page, content) in numbers.into_iter().zip(decoded.chunks(PAGE)) {
-                        self.pages.insert(page, content.to_vec());
-                    }
+                    self.write(pages);
                 }
+            }
+        }
+
+        fn write(&mut self, pages: &Pages<'_>) {
+            let numbers: Vec<PageNumber> = pages.runs.iter().flat_map(|run| run.pages()).collect();
+            let sources: Vec<PageNumber> = pages.sources().collect();
+            let here = &self.pages;
+            let read = |to: &mut [u8]| {
+                let from = if sources.is_empty() { &numbers } else { &sources };
+                to.chunks_mut(PAGE).zip(from).for_each(|(to, page)| to.copy_from_slice(&here[page]));
+                Ok(())
+            };
+            let decoder = self.decoder.get_or_insert_with(PageDecoder::new);
+            let decoded =
+                decoder.decode(numbers.len() as u64, pages.encoding, pages.data, read).expect("right").to_vec();
+            for (page, content) in numbers.into_iter().zip(decoded.chunks(PAGE)) {
+                self.pages.insert(page, content.to_vec());
             }
         }
     }
@@ -586,6 +652,129 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// A frame that is under way.
+    #[derive(Debug)]
+    struct UnderWay {
+        runs: Vec<PageRun>,
+        encoding: Encoding,
+        data: Vec<u8>,
+    }
+
+    proptest! {
+        /// Many pages have the same content, are written, and sent again, by connections that overtake each other.
+        #[test]
+        fn copies_are_of_what_the_target_has(
+            streams in 1..4_u16,
+            cached_pages in 0..10_u64,
+            rounds in prop::collection::vec((
+                0..3_usize,
+                prop::collection::vec((0..30_u64, 0..4_u8, 0..4_u64), 0..15),
+                prop::collection::vec((0..3_u64, 0..10_u64, 1..5_u64, any::<bool>()), 1..12),
+                prop::collection::vec(0..3_usize, 0..30),
+            ), 1..10),
+        ) {
+            let number = |index: u64| PageNumber(index / 10 * 256 + index % 10);
+            let mut memory: HashMap<u64, Vec<u8>> = (0..30).map(|index| (number(index).0, vec![0; PAGE])).collect();
+            let mut target = Target::default();
+            let mut encoder = PageEncoder::new();
+            let mut cache = DeltaCache::new(cached_pages * PAGE_BYTES);
+            let mut twins = Twins::new(768, 5);
+            twins.set_streams(streams);
+            let mut queues: Vec<VecDeque<UnderWay>> = (0..streams).map(|_| Default::default()).collect();
+            let arrive = |queues: &mut Vec<VecDeque<UnderWay>>, target: &mut Target, stream: usize| {
+                let Some(frame) = queues.get_mut(stream).and_then(|queue| queue.pop_front()) else { return };
+                if frame.data.is_empty() {
+                    frame.runs.iter().flat_map(|run| run.pages()).for_each(|page| drop(target.pages.insert(page, vec![0; PAGE])));
+                } else {
+                    target.write(&Pages { runs: PageRuns::of(&frame.runs), encoding: frame.encoding, data: &frame.data });
+                }
+            };
+            for (codec, writes, runs, arrivals) in rounds {
+                for (index, kind, seed) in writes {
+                    memory.insert(number(index).0, page_of(kind, seed));
+                }
+                // An action has each page once, in batches; zero pages go at its end.
+                let mut in_action = Vec::new();
+                let mut zeros = Vec::new();
+                let mut batch = Batch::new();
+                let mut send = |batch: &mut Batch, cache: &mut DeltaCache| {
+                    batch.encode(&mut encoder);
+                    for content in batch.contents() {
+                        match content {
+                            Content::Zero(run) => {
+                                run.pages().for_each(|page| cache.remove(page));
+                                zeros.push(run);
+                            }
+                            Content::Pages(pages, held) => {
+                                let stream = stream_of(pages.runs[0].first, streams);
+                                assert!(pages.sources().all(|source| stream_of(source, streams) == stream));
+                                FrameWriter::new().seal(&Message::Pages(pages.clone()), &mut Vec::new());
+                                held.new_pages().for_each(|(page, content)| cache.put(page, content));
+                                let (runs, data) = (pages.runs.to_vec(), pages.data.to_vec());
+                                queues[usize::from(stream)].push_back(UnderWay { runs, encoding: pages.encoding, data });
+                            }
+                        }
+                    }
+                    batch.clear();
+                };
+                for (block, first, count, is_last) in runs {
+                    let run = PageRun::new(block * 256 + first, count.min(10 - first));
+                    if run.pages().any(|page| in_action.contains(&page)) {
+                        continue;
+                    }
+                    if batch.runs.last().is_some_and(|last| last.first > run.first) {
+                        send(&mut batch, &mut cache);
+                    }
+                    in_action.extend(run.pages());
+                    (batch.codec, batch.streams, batch.expected_share) = ([Codec::Raw, Codec::Lz4, Codec::Zstd1][codec], streams, 0.5);
+                    read(&mut batch, run, &memory, &mut cache);
+                    batch.find_twins(&mut twins);
+                    if is_last {
+                        send(&mut batch, &mut cache);
+                    }
+                }
+                send(&mut batch, &mut cache);
+                for run in zeros {
+                    run.pages().for_each(|page| twins.forget(page));
+                    let zero = UnderWay { runs: vec![run], encoding: Encoding::Raw, data: Vec::new() };
+                    queues[usize::from(stream_of(run.first, streams))].push_back(zero);
+                }
+                arrivals.into_iter().for_each(|stream| arrive(&mut queues, &mut target, stream));
+            }
+            // All of it once more, and everything arrives.
+            let mut batch = Batch::new();
+            (batch.codec, batch.streams) = (Codec::Lz4, streams);
+            for block in 0..3 {
+                read(&mut batch, PageRun::new(block * 256, 10), &memory, &mut cache);
+                batch.find_twins(&mut twins);
+            }
+            while queues.iter().any(|queue| !queue.is_empty()) {
+                (0..usize::from(streams)).for_each(|stream| arrive(&mut queues, &mut target, stream));
+            }
+            send(&mut batch, &mut encoder, &mut cache, &mut target);
+            for index in 0..30 {
+                prop_assert!(target.pages[&number(index)] == memory[&number(index).0], "page {}", index);
+            }
+        }
+    }
+
+    #[test]
+    fn pages_of_equal_content_go_once() {
+        let memory: HashMap<u64, Vec<u8>> = (0..64).map(|page| (page, page_of(1, page % 8))).collect();
+        let (mut encoder, mut batch, mut target) = (PageEncoder::new(), Batch::new(), Target::default());
+        let (mut cache, mut twins) = (DeltaCache::new(0), Twins::new(1 << 16, 1));
+        for (first, is_new) in [(0, true), (32, false)] {
+            batch.clear();
+            batch.codec = Codec::Lz4;
+            read(&mut batch, PageRun::new(first, 32), &memory, &mut cache);
+            batch.find_twins(&mut twins);
+            let bytes = send(&mut batch, &mut encoder, &mut cache, &mut target);
+            let expected = if is_new { 8 * PAGE as u64 + 24 * 8 } else { 32 * 8 };
+            assert_eq!(bytes, expected, "from page {first}");
+        }
+        (0..64).for_each(|page| assert!(target.pages[&PageNumber(page)] == memory[&page]));
     }
 
     /// Of half random pages Zstandard leaves no less than LZ4, of text it does.

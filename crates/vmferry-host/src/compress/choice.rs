@@ -65,14 +65,18 @@ const MEASURED_BYTES_MIN: u64 = 32 * PAGE_BYTES;
 const MIX_BYTES: f64 = (16 << 20) as f64;
 /// The least that is taken to be.
 const CHOSEN_SHARE_MIN: f64 = 0.05;
-/// Pages go as they are after so long to see what the path carries, where the sender takes longer than the path,
+/// Pages go as they are after so long to see what the path carries, where pages leave so fast that it may be the sender or the
+/// target what limits,
 const LOOK_FIRST: Duration = Duration::from_millis(100);
-/// after so long where it does not: all that is done for the first time makes the sender slow at the beginning,
+const FAST_BYTES_PER_S: f64 = 400e6;
+/// after so long where they do not: all that is done for the first time makes the sender slow at the beginning,
 const LOOK_FIRST_UNSURE: Duration = Duration::from_millis(400);
-/// and after so long where, besides, the path was filled so often of late.
+/// and after so long where, besides, the sender keeps up by its own account and the path was filled so often of late.
 const LOOK_FIRST_FILLED: Duration = Duration::from_secs(1);
 /// so often from then on,
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// so often where pages leave that fast: a look costs little there, and finds the path narrower than it is now and then,
+const LOOK_INTERVAL_FAST: Duration = Duration::from_millis(200);
 /// and so often where the sender could fill a path [`IDLE_FACTOR`] times as wide.
 const LOOK_INTERVAL_EASY: Duration = Duration::from_secs(10);
 /// The path was filled often if it was in this share of the plans of late,
@@ -95,6 +99,10 @@ const BANDWIDTH_FIRST_BYTES_PER_S: f64 = 300e6;
 const IDLE_FACTOR: f64 = 1.4;
 /// Bytes of pages that show how long the sender takes.
 const SENDER_BYTES: u64 = 4 << 20;
+/// Where pages go as they are, some are encoded after so long to see what the sender takes for that by now,
+const PEEK_FIRST: Duration = Duration::from_millis(100);
+/// and again, each time after twice as long, up to this.
+const PEEK_INTERVAL_MAX: Duration = Duration::from_secs(2);
 /// The weight of such a measurement.
 const SENDER_WEIGHT: f64 = 0.3;
 /// With one processor's encoding at most this share of the time that the path takes, it need not be shared out.
@@ -204,6 +212,13 @@ pub(crate) struct Plan {
     pub(crate) trial: Option<Codec>,
 }
 
+impl Plan {
+    /// Whether pages go as they are and are not kept: from one buffer to the socket.
+    pub(crate) fn is_straight(&self) -> bool {
+        self.codec == Codec::Raw && !self.deltas
+    }
+}
+
 /// What a codec takes for a byte and leaves of it: measured, or assumed before that.
 #[derive(Debug, Clone, Copy)]
 struct Estimate {
@@ -221,14 +236,16 @@ impl Estimate {
         if content_bytes == 0 {
             return;
         }
+        let is_enough = content_bytes >= MEASURED_BYTES_MIN;
         let weight = match 1.0 - (-(content_bytes as f64) / MEMORY_BYTES).exp() {
+            // What is assumed is nearer than what a few pages show: the first ones find nothing ready that it takes.
+            weight if !is_enough => weight,
             _ if !self.is_measured => 1.0,
-            weight if content_bytes < MEASURED_BYTES_MIN => weight,
             weight => weight.max(NEW_SHARE_MIN),
         };
         self.ns_per_byte += weight * (ns_per_byte - self.ns_per_byte);
         self.share += weight * (share - self.share);
-        self.is_measured = true;
+        self.is_measured |= is_enough;
     }
 }
 
@@ -300,8 +317,13 @@ pub(crate) struct Chooser {
     trial_time: Duration,
     /// The bandwidth that was chosen by.
     bandwidth: Option<f64>,
+    /// What the stream carried while pages were encoded and enough was under way: less than the path where the target decodes more
+    /// slowly.
+    encoded_bandwidth: Option<f64>,
     /// How often the path was filled of late.
     filled_share: f64,
+    /// Bytes of pages so far.
+    content_bytes: u64,
     raw: RawPath,
     look: Option<Look>,
     /// When that was over the last time.
@@ -309,6 +331,8 @@ pub(crate) struct Chooser {
     /// What the sender takes beside encoding: where pages are encoded, and where not.
     beside: Sender,
     straight: Sender,
+    /// Where pages go as they are, how long until the former is measured anew.
+    peek_interval: Duration,
 }
 
 impl Chooser {
@@ -327,12 +351,15 @@ impl Chooser {
             since: Duration::ZERO,
             trial_time: Duration::ZERO,
             bandwidth: None,
+            encoded_bandwidth: None,
             filled_share: 0.0,
+            content_bytes: 0,
             raw: RawPath::default(),
             look: None,
             looked: None,
             beside: Sender::default(),
             straight: Sender::default(),
+            peek_interval: PEEK_FIRST,
         }
     }
 
@@ -374,10 +401,22 @@ impl Chooser {
         let raw = capped(self.raw.rate.bytes_per_s());
         let bandwidth = if is_stream { stream } else { raw.map(|raw| raw.max(stream.unwrap_or(0.0))).or(stream) };
         self.bandwidth = bandwidth;
+        let is_of_encoded = self.current != Codec::Raw && self.look.is_none() && (settled || self.raw.last.is_none());
+        if is_of_encoded {
+            // Where the path is not filled, it is the sender that limits, and its time is a figure of its own.
+            self.encoded_bandwidth = stream.filter(|_| self.filled_share >= FILLED_SHARE_MIN);
+        }
         let agreed = |codec: &Codec| path.encodings.contains(codec.encoding());
         let codecs = self.compress.codecs().iter().copied().filter(agreed);
-        let Some(chosen) = self.choose(codecs.clone(), bandwidth, path.is_filled) else { return straight };
+        let Some(chosen) = self.choose(now, codecs.clone(), bandwidth, path.is_filled) else { return straight };
         if chosen != self.current {
+            if self.current == Codec::Raw {
+                if now.saturating_sub(self.since) >= self.peek_interval {
+                    self.peek_interval = (2 * self.peek_interval).min(PEEK_INTERVAL_MAX);
+                }
+                // It may have been from a slow beginning.
+                self.encoded_bandwidth = None;
+            }
             tracing::debug!(from = ?self.current, to = ?chosen, bandwidth, "compression");
             (self.current, self.since) = (chosen, now);
         }
@@ -403,18 +442,23 @@ impl Chooser {
     /// The codec to use from now on: the best, or one that is hardly worse and takes the sender less time.
     fn choose(
         &self,
+        now: Duration,
         codecs: impl Iterator<Item = Codec> + Clone,
         bandwidth: Option<f64>,
         is_filled: bool,
     ) -> Option<Codec> {
-        let time = |codec| self.mix().time(codec, bandwidth, BYTES_WEIGHT);
+        let time = |codec| self.time_beside_raw(codec, bandwidth);
         let encoding = codecs.clone().filter(|&codec| codec != Codec::Raw);
         let best_time = encoding.clone().map(time).min_by(f64::total_cmp);
         let may_be_raw = codecs.clone().any(|codec| codec == Codec::Raw);
         let Some(best_time) = best_time else { return may_be_raw.then_some(Codec::Raw) };
         if may_be_raw {
+            // What the sender takes for encoding may be known from a slow beginning only. While pages go as they are it is not
+            // measured, so they would go so for good.
             let is_better = match self.current {
+                Codec::Raw if now.saturating_sub(self.since) >= self.peek_interval && self.beside.is_measured => false,
                 Codec::Raw => best_time > time(Codec::Raw) * BETTER_FACTOR,
+                _ if self.beside.is_measured && !self.beside.is_fresh => false,
                 current => time(Codec::Raw) <= best_time.min(time(current) * BETTER_FACTOR_RAW),
             };
             if is_better {
@@ -434,6 +478,16 @@ impl Chooser {
             time(codec) <= best_time * (1.0 + worse * busy_share * busy_share * mix.chosen_share)
         };
         encoding.filter(is_near).min_by(|&a, &b| mix.sender_time(a).total_cmp(&mix.sender_time(b)))
+    }
+
+    /// What counts against a codec where it is compared with pages as they are: the target may be slower to decode than the path.
+    fn time_beside_raw(&self, codec: Codec, bandwidth: Option<f64>) -> f64 {
+        let carried = match (bandwidth, self.encoded_bandwidth) {
+            (Some(raw), Some(encoded)) if codec != Codec::Raw => Some(raw.min(encoded)),
+            (None, encoded) => encoded,
+            (raw, _) => raw,
+        };
+        self.mix().time(codec, carried, BYTES_WEIGHT)
     }
 
     /// What a batch cost that was encoded by a codec, and some of it by another one to try it.
@@ -481,6 +535,7 @@ impl Chooser {
 
     /// Pages were handed over to the path.
     pub(crate) fn handed(&mut self, now: Duration, handed: &Handed) {
+        self.content_bytes += handed.content_bytes;
         if handed.all_raw {
             self.raw.sent(handed.began, now, handed.from_bytes, handed.to_bytes);
         } else {
@@ -495,7 +550,12 @@ impl Chooser {
         }
         let is_encoded = self.current != Codec::Raw && self.look.is_none_or(|look| look == Look::Waiting);
         let encoding = if is_encoded { self.mix().encoding_time(self.current) } else { 0.0 };
-        let sender = if is_encoded { &mut self.beside } else { &mut self.straight };
+        let sender = if is_encoded {
+            &mut self.beside
+        } else {
+            self.beside.interrupt();
+            &mut self.straight
+        };
         if handed.is_plain && sender.measure(handed, encoding) {
             let (beside, straight) = (self.beside.ns_per_byte, self.straight.ns_per_byte);
             tracing::trace!(beside, straight, encoding, raw = self.raw.rate.bytes_per_s(), "compression");
@@ -563,10 +623,10 @@ impl Chooser {
             .is_some_and(|cap| path.bandwidth_bytes_per_s.is_some_and(|bandwidth| bandwidth >= cap as f64 * CAP_SHARE));
         let (first, interval) = match ease {
             IDLE_FACTOR.. => (LOOK_INTERVAL_EASY, LOOK_INTERVAL_EASY),
-            // By its own account the sender keeps up, and what is under way says so, too. It may be the target.
+            _ if self.content_bytes as f64 >= now.as_secs_f64() * FAST_BYTES_PER_S => (LOOK_FIRST, LOOK_INTERVAL_FAST),
+            // By its own account the sender keeps up, and what is under way says so, too.
             1.0.. if self.filled_share >= FILLED_SHARE_MIN => (LOOK_FIRST_FILLED, LOOK_INTERVAL),
-            1.0.. => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
-            _ => (LOOK_FIRST, LOOK_INTERVAL),
+            _ => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
         };
         let due = self.looked.max(self.raw.last).map_or(first, |last| last + interval);
         self.compress == Compress::Auto && !path.is_paused && !limited_by_cap && now >= due
@@ -574,22 +634,19 @@ impl Chooser {
 
     /// How a look goes on.
     fn next_look(&self, now: Duration, look: Look, is_paused: bool) -> Option<Look> {
-        let soonest_within = |factor: f64| {
+        // Nothing may be known: they had many zero pages among them, or were too fast.
+        let may_be_soonest_within = |factor: f64| {
             let rate = self.raw.rate.bytes_per_s();
-            rate.is_some_and(|rate| 1e9 / rate < self.mix().time(self.current, self.bandwidth, BYTES_WEIGHT) * factor)
+            rate.is_none_or(|rate| 1e9 / rate < self.time_beside_raw(self.current, self.bandwidth) * factor)
         };
         let goes_on = match look {
             _ if is_paused => None,
             Look::Glimpse(_) => Some(look),
             Look::Waiting if self.raw.stretch.is_some() => Some(Look::Waiting),
-            // Nothing may be known: they had many zero pages among them, or were too fast.
-            Look::Waiting => {
-                let may_be_soonest = self.raw.rate.bytes_per_s().is_none() || soonest_within(GLIMPSE_FACTOR);
-                may_be_soonest.then_some(Look::Long(now))
-            }
+            Look::Waiting => may_be_soonest_within(GLIMPSE_FACTOR).then_some(Look::Long(now)),
             Look::Long(since) => {
                 let time = now.saturating_sub(since);
-                let is_over = time >= LOOK_TIME || time >= SHORT_LOOK_TIME && !soonest_within(LOOK_FACTOR);
+                let is_over = time >= LOOK_TIME || time >= SHORT_LOOK_TIME && !may_be_soonest_within(LOOK_FACTOR);
                 (!is_over).then_some(look)
             }
         };
@@ -659,6 +716,8 @@ fn index(codec: Codec) -> Option<usize> {
 struct Sender {
     ns_per_byte: f64,
     is_measured: bool,
+    /// Whether that was since pages last went the other way.
+    is_fresh: bool,
     /// What has been handed over since that was measured.
     busy: Duration,
     bytes: u64,
@@ -673,10 +732,15 @@ impl Sender {
             return false;
         }
         let beside = (self.busy.as_nanos() as f64 / self.bytes as f64 - encoding_ns).max(0.0);
-        let weight = if self.is_measured { SENDER_WEIGHT } else { 1.0 };
+        let weight = if self.is_fresh { SENDER_WEIGHT } else { 1.0 };
         self.ns_per_byte += weight * (beside - self.ns_per_byte);
-        (self.is_measured, self.busy, self.bytes) = (true, Duration::ZERO, 0);
+        (self.is_measured, self.is_fresh, self.busy, self.bytes) = (true, true, Duration::ZERO, 0);
         true
+    }
+
+    /// Pages go the other way: what follows is measured anew.
+    fn interrupt(&mut self) {
+        (self.is_fresh, self.busy, self.bytes) = (false, Duration::ZERO, 0);
     }
 }
 
@@ -1014,9 +1078,56 @@ mod tests {
             chooser.confirmed(now, stream);
         }
         assert!(raw_sent > 0);
-        assert_eq!(codecs.last(), Some(&Codec::Raw));
         let late = &codecs[codecs.len() / 2..];
-        assert!(late.iter().all(|&codec| codec == Codec::Raw));
+        let encoded = late.iter().filter(|&&codec| codec != Codec::Raw).count();
+        // Now and then it is looked at what the sender takes: 4 MiB of pages, which here takes as long as 64 MiB as they are.
+        assert!(encoded * 100 < late.len(), "{encoded} of {}", late.len());
+    }
+
+    /// Bytes of pages that went as they are, of all, where the sender takes so many ns for a byte beside encoding at a time and
+    /// the path carries so much; until the source has sent 350 MB of pages, of which a sixth is left.
+    fn raw_share(beside_ns: impl Fn(Duration) -> f64, raw_ns: f64, path_bytes_per_s: f64) -> f64 {
+        let mut chooser = Chooser::new(Compress::Auto, true, 1.0);
+        let (mut now, mut stream, mut arrived, mut raw_bytes, mut content_bytes) = (Duration::ZERO, 0, 0.0, 0, 0);
+        let piece = 256 * PAGE_BYTES;
+        while content_bytes < 350 << 20 {
+            let plan = chooser.plan(now, &path(path_bytes_per_s));
+            let is_raw = plan.codec == Codec::Raw;
+            let share = if is_raw { 1.0 } else { 0.17 };
+            let ns = if is_raw { raw_ns } else { beside_ns(now) + index(plan.codec).map_or(0.0, |at| ASSUMED[at].0) };
+            let busy = Duration::from_secs_f64(piece as f64 * ns / 1e9);
+            let (began, bytes) = (now, (piece as f64 * share) as u64);
+            if let Some(at) = index(plan.codec) {
+                chooser.encoded(now, plan.codec, None, &costs(piece, 0.17, ASSUMED[at].0));
+            }
+            let end = Duration::from_secs_f64((began.as_secs_f64()).max(arrived) + bytes as f64 / path_bytes_per_s);
+            arrived = end.as_secs_f64();
+            // A window of 10 ms is under way.
+            now = (began + busy).max(end.saturating_sub(ms(10)));
+            let all_raw = Handed { content_bytes: piece, ..handed(began, busy, is_raw, stream, stream + bytes) };
+            chooser.handed(now, &all_raw);
+            stream += bytes;
+            let under_way = ((arrived - now.as_secs_f64()).max(0.0) * path_bytes_per_s) as u64;
+            chooser.confirmed(now, stream.saturating_sub(under_way));
+            content_bytes += piece;
+            raw_bytes += if is_raw { piece } else { 0 };
+        }
+        raw_bytes as f64 / content_bytes as f64
+    }
+
+    /// A sender that was slow at the beginning, as all are that do everything for the first time beside a guest that is busy, made
+    /// pages go as they are for good: 353 of 355 MB.
+    #[test]
+    fn a_slow_beginning_does_not_last() {
+        let share = raw_share(|now| if now < ms(300) { 14.0 } else { 3.0 }, 1.0, 117e6);
+        assert!(share < 0.15, "{share}");
+    }
+
+    /// Where encoding does take that long and the path is wide, they keep going as they are.
+    #[test]
+    fn a_sender_that_stays_slow_is_not_asked_to_encode() {
+        let share = raw_share(|_| 3.0, 0.7, 4e9);
+        assert!(share > 0.8, "{share}");
     }
 
     /// It is known of a codec how it compares only once it was tried, not once it was used.
@@ -1033,6 +1144,21 @@ mod tests {
         chooser.encoded(ms(3), plan.codec, plan.trial, &Costs { trial, ..costs(1 << 20, 0.3, 2.5) });
         assert_ne!(chooser.plan(ms(4), &path(300e6)).trial, Some(Codec::Lz4));
         assert!(chooser.mix().share(Codec::Lz4) > 1.5 * chooser.mix().share(Codec::Zstd1));
+    }
+
+    /// Two pages were the first to go as changes, and it took 0.2 ms to make ready what encodes them. No page went so any more, and
+    /// a guest that would have fitted the pause by its changes did not converge.
+    #[test]
+    fn a_slow_first_delta_does_not_turn_deltas_off() {
+        let mut chooser = Chooser::new(Compress::Auto, true, 1.0);
+        let delta = costs(2 * PAGE_BYTES, 0.11, 25.0).codec;
+        chooser.encoded(ms(1), Codec::Zstd3, None, &Costs { delta, ..Costs::default() });
+        let at_20_mb = Path { cap_bytes_per_s: Some(20_000_000), ..path(20e6) };
+        assert!(chooser.plan(ms(2), &at_20_mb).deltas);
+        // Where they do take that long, they are not worth it.
+        let delta = costs(2 << 20, 0.11, 25.0).codec;
+        chooser.encoded(ms(3), Codec::Zstd3, None, &Costs { delta, ..Costs::default() });
+        assert!(!chooser.plan(ms(4), &at_20_mb).deltas);
     }
 
     /// Where the path is about to run empty, what is for LZ4 anyway does not count, and nothing slow is tried.

@@ -14,6 +14,7 @@ use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{compress_bound, find_frame_compressed_size};
 
 use super::delta::{BadChanges, apply_changes};
+use super::twins::copy_digest;
 use crate::buffer::Buffer;
 use crate::memory::MemoryError;
 
@@ -65,7 +66,10 @@ pub enum PagesError {
     /// A delta for content that is not there.
     #[error("the peer's delta does not fit the pages that are here")]
     OtherBase,
-    /// The pages that a delta is for could not be read.
+    /// The pages to be copied are not what they were at the source.
+    #[error("the peer's copies are not of the pages that are here")]
+    OtherSource,
+    /// The pages that a delta is for, or copies are of, could not be read.
     #[error(transparent)]
     Memory(#[from] MemoryError),
 }
@@ -242,7 +246,7 @@ impl PageDecoder {
     }
 
     /// The content of so many pages, at most [`MAX_PAGES_PER_FRAME`], from the data of their message. For a delta,
-    /// `read_base` is asked for what the pages hold now.
+    /// `read_base` is asked for what the pages hold now, for copies for what those hold that they are of.
     ///
     /// # Errors
     /// [`PagesError`].
@@ -275,6 +279,11 @@ impl PageDecoder {
                 read_base(content)?;
                 apply_changes(changes, content).map_err(|BadChanges| PagesError::Changes)?;
                 return if page_digest(content) == digest { Ok(content) } else { Err(PagesError::OtherBase) };
+            }
+            Encoding::Copy { digest } => {
+                let content = self.content.room(expected);
+                read_base(content)?;
+                return if copy_digest(content) == digest { Ok(content) } else { Err(PagesError::OtherSource) };
             }
         };
         if found == expected { Ok(&self.content[..expected]) } else { Err(PagesError::Length { found, expected }) }

@@ -3,7 +3,8 @@
 //! ```text
 //!   driver ── read ─▶ Batch ─▶ EncoderPool ─▶ Batch with frames ─▶ link        (source)
 //!                      ▲  changes                 │ what was sent
-//!                      └────── DeltaCache ◀───────┘
+//!                      ├────── DeltaCache ◀───────┘
+//!                      └────── Twins: pages of equal content
 //!   Chooser: which codec now, from the path's bandwidth and the measured cost of each
 //!
 //!   link ─▶ PageDecoder ─▶ guest RAM                                            (target)
@@ -18,6 +19,7 @@ mod choice;
 mod codec;
 mod delta;
 mod pool;
+mod twins;
 
 pub use choice::Compress;
 pub use codec::PagesError;
@@ -27,6 +29,7 @@ pub(crate) use cache::DeltaCache;
 pub(crate) use choice::{Chooser, Handed, Path, Plan};
 pub(crate) use codec::{Codec, PageDecoder};
 pub(crate) use pool::EncoderPool;
+pub(crate) use twins::Twins;
 
 /// Whether all bytes of a page are zero. Most pages show in their first bytes that they are not.
 pub(crate) fn is_zero(page: &[u8]) -> bool {

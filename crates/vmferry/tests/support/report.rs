@@ -22,7 +22,7 @@ pub(crate) fn report_is_complete(report: &Value) {
     let wire = |part: &str| number(&format!("/wire/{part}_bytes"));
     let total = number("/wire_bytes");
     assert_eq!(wire("push") + wire("stop"), total, "{report:#}");
-    let kinds = ["raw", "lz4", "zstd", "delta"];
+    let kinds = ["raw", "lz4", "zstd", "delta", "copy"];
     let content: f64 = kinds.iter().map(|kind| wire(kind)).sum();
     assert_eq!(content + wire("zero") + wire("device_state") + wire("control"), total, "{report:#}");
     let pages = |part: &str| number(&format!("/pages/{part}"));
