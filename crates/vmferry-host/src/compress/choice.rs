@@ -85,8 +85,10 @@ const FILLED_SHARE_MIN: f64 = 0.5;
 const FILLED_WEIGHT: f64 = 0.1;
 /// At first so many bytes,
 const GLIMPSE_BYTES: u64 = 2 << 20;
-/// and no more, unless they took less than so many times as long as pages do now.
-const GLIMPSE_FACTOR: f64 = 2.0;
+/// and no more, unless they took less than so many times as long as pages do now; the former where these leave fast, since wide
+/// paths look narrow in so little.
+const GLIMPSE_FACTOR_FAST: f64 = 2.0;
+const GLIMPSE_FACTOR: f64 = 1.5;
 /// Then it takes so long, in which buffers fill and what was under way before arrives,
 const LOOK_TIME: Duration = Duration::from_millis(80);
 /// or ends after so long,
@@ -236,16 +238,14 @@ impl Estimate {
         if content_bytes == 0 {
             return;
         }
-        let is_enough = content_bytes >= MEASURED_BYTES_MIN;
         let weight = match 1.0 - (-(content_bytes as f64) / MEMORY_BYTES).exp() {
-            // What is assumed is nearer than what a few pages show: the first ones find nothing ready that it takes.
-            weight if !is_enough => weight,
             _ if !self.is_measured => 1.0,
+            weight if content_bytes < MEASURED_BYTES_MIN => weight,
             weight => weight.max(NEW_SHARE_MIN),
         };
         self.ns_per_byte += weight * (ns_per_byte - self.ns_per_byte);
         self.share += weight * (share - self.share);
-        self.is_measured |= is_enough;
+        self.is_measured = true;
     }
 }
 
@@ -346,7 +346,8 @@ impl Chooser {
             relations: ASSUMED.map(Relation::assumed),
             light: Estimate::assumed(ASSUMED[0]),
             chosen_share: 1.0,
-            delta: Estimate::assumed((0.8, 0.2)),
+            // The first few pages find nothing ready that it takes. If only what they show counted, no page might go so again.
+            delta: Estimate { is_measured: true, ..Estimate::assumed((0.8, 0.2)) },
             current: compress.codecs()[0],
             since: Duration::ZERO,
             trial_time: Duration::ZERO,
@@ -616,6 +617,11 @@ impl Chooser {
         due.min_by_key(|&(looked_at, _)| looked_at).map(|(_, codec)| codec)
     }
 
+    /// Whether pages leave so fast that it may be the sender or the target what limits.
+    fn is_fast(&self, now: Duration) -> bool {
+        self.content_bytes as f64 >= now.as_secs_f64() * FAST_BYTES_PER_S
+    }
+
     /// Whether pages shall go as they are from now on to see what the path carries.
     fn wants_look(&self, now: Duration, path: &Path, ease: f64) -> bool {
         let limited_by_cap = path
@@ -623,7 +629,7 @@ impl Chooser {
             .is_some_and(|cap| path.bandwidth_bytes_per_s.is_some_and(|bandwidth| bandwidth >= cap as f64 * CAP_SHARE));
         let (first, interval) = match ease {
             IDLE_FACTOR.. => (LOOK_INTERVAL_EASY, LOOK_INTERVAL_EASY),
-            _ if self.content_bytes as f64 >= now.as_secs_f64() * FAST_BYTES_PER_S => (LOOK_FIRST, LOOK_INTERVAL_FAST),
+            _ if self.is_fast(now) => (LOOK_FIRST, LOOK_INTERVAL_FAST),
             // By its own account the sender keeps up, and what is under way says so, too.
             1.0.. if self.filled_share >= FILLED_SHARE_MIN => (LOOK_FIRST_FILLED, LOOK_INTERVAL),
             _ => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
@@ -643,7 +649,10 @@ impl Chooser {
             _ if is_paused => None,
             Look::Glimpse(_) => Some(look),
             Look::Waiting if self.raw.stretch.is_some() => Some(Look::Waiting),
-            Look::Waiting => may_be_soonest_within(GLIMPSE_FACTOR).then_some(Look::Long(now)),
+            Look::Waiting => {
+                let factor = if self.is_fast(now) { GLIMPSE_FACTOR_FAST } else { GLIMPSE_FACTOR };
+                may_be_soonest_within(factor).then_some(Look::Long(now))
+            }
             Look::Long(since) => {
                 let time = now.saturating_sub(since);
                 let is_over = time >= LOOK_TIME || time >= SHORT_LOOK_TIME && !may_be_soonest_within(LOOK_FACTOR);
