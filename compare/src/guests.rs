@@ -37,6 +37,16 @@ pub(crate) const GUESTS: &[Guest] = &[
         program: Program::Pages("vmferry.pattern=idle"),
     },
     Guest {
+        name: "idle-loose",
+        about: "memory is filled and left alone, a tenth of each page with what no compressor makes smaller",
+        program: Program::Pages("vmferry.pattern=idle vmferry.incompressible=10"),
+    },
+    Guest {
+        name: "idle-packed",
+        about: "memory is filled and left alone, all of each page with what no compressor makes smaller",
+        program: Program::Pages("vmferry.pattern=idle vmferry.incompressible=100"),
+    },
+    Guest {
         name: "hot-2k",
         about: "2,000 page writes a second to 16 MiB",
         program: Program::Pages("vmferry.pattern=hot vmferry.hot=16MiB vmferry.rate=2000"),
@@ -123,7 +133,12 @@ mod tests {
                 if guest.name != "hot-200k" || memory_bytes > MEMORY_MIN_BYTES {
                     let parameters = Parameters::from_command_line(&line).unwrap();
                     assert_eq!(parameters.pages, (memory_bytes - LINUX_BYTES) >> 12, "{line}");
-                    assert_eq!(parameters.incompressible_percent, 50, "half of a page can be compressed");
+                    let incompressible = match guest.name {
+                        "idle-loose" => 10,
+                        "idle-packed" => 100,
+                        _ => 50,
+                    };
+                    assert_eq!(parameters.incompressible_percent, incompressible, "{line}");
                 }
                 let ticks = Ticks::from_command_line(&line).unwrap();
                 assert_eq!(ticks, Ticks { interval_ms: TICK_MS, background_check: false });

@@ -75,8 +75,10 @@ Guests:
     for guest in distinct_guests(runs) {
         let _ = writeln!(text, "- **{}**: {}", guest.name, guest.about);
     }
-    let _ =
-        writeln!(text, "\nHalf of each page that the test guest writes is content that no compressor makes smaller.");
+    let _ = writeln!(
+        text,
+        "\nHalf of each page that the test guest writes is content that no compressor makes smaller, unless said otherwise."
+    );
 }
 
 fn ratios(text: &mut String, cells: &[Cell<'_>]) {
