@@ -73,12 +73,16 @@ const FAST_BYTES_PER_S: f64 = 400e6;
 const LOOK_FIRST_UNSURE: Duration = Duration::from_millis(400);
 /// and after so long where, besides, the sender keeps up by its own account and the path was filled so often of late.
 const LOOK_FIRST_FILLED: Duration = Duration::from_secs(1);
+/// and after so long where more pages have left than the path would have carried as they are. It may be the target that is slow.
+const LOOK_FIRST_NARROW: Duration = Duration::from_secs(3);
 /// so often from then on,
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// so often where pages leave that fast: a look costs little there, and finds the path narrower than it is now and then,
 const LOOK_INTERVAL_FAST: Duration = Duration::from_millis(200);
 /// and so often where the sender could fill a path [`IDLE_FACTOR`] times as wide.
 const LOOK_INTERVAL_EASY: Duration = Duration::from_secs(10);
+/// Where the path was filled in so many plans, what it carries is known.
+const FILLED_PLANS_MIN: u32 = 8;
 /// The path was filled often if it was in this share of the plans of late,
 const FILLED_SHARE_MIN: f64 = 0.5;
 /// in which a new one has this weight.
@@ -320,8 +324,9 @@ pub(crate) struct Chooser {
     /// What the stream carried while pages were encoded and enough was under way: less than the path where the target decodes more
     /// slowly.
     encoded_bandwidth: Option<f64>,
-    /// How often the path was filled of late.
+    /// How often the path was filled: of late, and in all.
     filled_share: f64,
+    filled_plans: u32,
     /// Bytes of pages so far.
     content_bytes: u64,
     raw: RawPath,
@@ -354,6 +359,7 @@ impl Chooser {
             bandwidth: None,
             encoded_bandwidth: None,
             filled_share: 0.0,
+            filled_plans: 0,
             content_bytes: 0,
             raw: RawPath::default(),
             look: None,
@@ -378,6 +384,7 @@ impl Chooser {
         let capped = |rate: Option<f64>| rate.or(path.cap_bytes_per_s.map(|cap| cap as f64)).map(|rate| rate.min(cap));
         let stream = capped(path.bandwidth_bytes_per_s);
         self.filled_share += FILLED_WEIGHT * (f64::from(u8::from(path.is_filled)) - self.filled_share);
+        self.filled_plans = self.filled_plans.saturating_add(u32::from(path.is_filled));
         let before = self.look;
         self.look = before.and_then(|look| self.next_look(now, look, path.is_paused));
         if before.is_some() && self.look.is_none() {
@@ -460,6 +467,7 @@ impl Chooser {
                 Codec::Raw if now.saturating_sub(self.since) >= self.peek_interval && self.beside.is_measured => false,
                 Codec::Raw => best_time > time(Codec::Raw) * BETTER_FACTOR,
                 _ if self.beside.is_measured && !self.beside.is_fresh => false,
+                _ if bandwidth.is_some_and(|bandwidth| bandwidth < self.content_rate(now)) => false,
                 current => time(Codec::Raw) <= best_time.min(time(current) * BETTER_FACTOR_RAW),
             };
             if is_better {
@@ -620,7 +628,13 @@ impl Chooser {
 
     /// Whether pages leave so fast that it may be the sender or the target what limits.
     fn is_fast(&self, now: Duration) -> bool {
-        self.content_bytes as f64 >= now.as_secs_f64() * FAST_BYTES_PER_S
+        self.content_rate(now) >= FAST_BYTES_PER_S
+    }
+
+    /// Bytes of pages a second so far, with all that delayed them. A path that carries less can be no reason to let them go as they
+    /// are, whatever the sender seems to take.
+    fn content_rate(&self, now: Duration) -> f64 {
+        self.content_bytes as f64 / now.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
     /// Whether pages shall go as they are from now on to see what the path carries.
@@ -631,6 +645,12 @@ impl Chooser {
         let (first, interval) = match ease {
             IDLE_FACTOR.. => (LOOK_INTERVAL_EASY, LOOK_INTERVAL_EASY),
             _ if self.is_fast(now) => (LOOK_FIRST, LOOK_INTERVAL_FAST),
+            // More pages have left than the path would have carried as they are.
+            _ if self.filled_plans >= FILLED_PLANS_MIN
+                && path.bandwidth_bytes_per_s.is_some_and(|bandwidth| bandwidth < self.content_rate(now)) =>
+            {
+                (LOOK_FIRST_NARROW, LOOK_INTERVAL_EASY)
+            }
             // By its own account the sender keeps up, and what is under way says so, too.
             1.0.. if self.filled_share >= FILLED_SHARE_MIN => (LOOK_FIRST_FILLED, LOOK_INTERVAL),
             _ => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
@@ -644,7 +664,10 @@ impl Chooser {
         // Nothing may be known: they had many zero pages among them, or were too fast.
         let may_be_soonest_within = |factor: f64| {
             let rate = self.raw.rate.bytes_per_s();
-            rate.is_none_or(|rate| 1e9 / rate < self.time_beside_raw(self.current, self.bandwidth) * factor)
+            rate.is_none_or(|rate| {
+                let encoded_ns = self.time_beside_raw(self.current, self.bandwidth).min(1e9 / self.content_rate(now));
+                1e9 / rate < encoded_ns * factor
+            })
         };
         let goes_on = match look {
             _ if is_paused => None,
