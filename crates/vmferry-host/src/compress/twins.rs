@@ -13,8 +13,8 @@ use vmferry_core::wire::{COPY_DIGEST_BYTES, seeded_digest, stream_of};
 
 use crate::buffer::large_vector;
 
-/// The most contents that are known: 8 MiB of them.
-const SLOTS_MAX: u64 = 1 << 19;
+/// The most contents that are known: 4 MiB of them.
+const SLOTS_MAX: u64 = 1 << 18;
 /// So many that contents seldom take each other's place, where the guest is small enough.
 const SLOTS_PER_PAGE: u64 = 2;
 
