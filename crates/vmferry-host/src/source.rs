@@ -669,7 +669,7 @@ impl Driver<'_> {
             if finds_twins {
                 batch.find_twins(&mut self.twins);
             } else {
-                piece.pages().for_each(|page| self.twins.forget(page));
+                self.twins.forget_run(piece);
             }
         }
         Ok(())
@@ -786,7 +786,7 @@ impl Driver<'_> {
 
     /// The target gets other content for these pages than what is kept of them.
     fn forget(&mut self, run: PageRun) {
-        run.pages().for_each(|page| self.twins.forget(page));
+        self.twins.forget_run(run);
         if !self.cache.is_empty() {
             run.pages().for_each(|page| self.cache.remove(page));
         }

@@ -419,7 +419,7 @@ impl Chooser {
         let Some(chosen) = self.choose(now, codecs.clone(), bandwidth, path.is_filled) else { return straight };
         if chosen != self.current {
             if self.current == Codec::Raw {
-                if now.saturating_sub(self.since) >= self.peek_interval {
+                if self.is_peek_due(now) {
                     self.peek_interval = (2 * self.peek_interval).min(PEEK_INTERVAL_MAX);
                 }
                 // It may have been from a slow beginning.
@@ -464,7 +464,7 @@ impl Chooser {
             // What the sender takes for encoding may be known from a slow beginning only. While pages go as they are it is not
             // measured, so they would go so for good.
             let is_better = match self.current {
-                Codec::Raw if now.saturating_sub(self.since) >= self.peek_interval && self.beside.is_measured => false,
+                Codec::Raw if self.is_peek_due(now) && self.beside.is_measured => false,
                 Codec::Raw => best_time > time(Codec::Raw) * BETTER_FACTOR,
                 _ if self.beside.is_measured && !self.beside.is_fresh => false,
                 _ if bandwidth.is_some_and(|bandwidth| bandwidth < self.content_rate(now)) => false,
@@ -624,6 +624,11 @@ impl Chooser {
             (codec != self.current && is_due && (keeps_up || is_near(codec))).then_some((looked_at, codec))
         });
         due.min_by_key(|&(looked_at, _)| looked_at).map(|(_, codec)| codec)
+    }
+
+    /// Whether pages have gone as they are for so long that it is time to see what encoding them takes by now.
+    fn is_peek_due(&self, now: Duration) -> bool {
+        now.saturating_sub(self.since) >= self.peek_interval
     }
 
     /// Whether pages leave so fast that it may be the sender or the target what limits.

@@ -8,7 +8,7 @@
 //! Contents are told apart by a digest with a seed that only this process knows. Whether they are really equal the target
 //! finds by a cryptographic one ([`copy_digest`]) of what it has: it ends the migration before a wrong page could run.
 
-use vmferry_core::pages::{PageNumber, PageSet};
+use vmferry_core::pages::{PageNumber, PageRun, PageSet};
 use vmferry_core::wire::{COPY_DIGEST_BYTES, seeded_digest, stream_of};
 
 use crate::buffer::large_vector;
@@ -44,8 +44,10 @@ const SAMPLED_PARTS: u64 = 8;
 pub(crate) struct Twins {
     seed: u64,
     streams: u16,
-    /// By digest. A new content takes the place of another one, unless that was found before.
+    /// By digest; none before the first page is looked for. A new content takes the place of another one, unless that was found
+    /// before.
     slots: Vec<Slot>,
+    slot_count: usize,
     /// Pages whose content is what it was when they got into their slot.
     holders: PageSet,
     /// Pages that are or were.
@@ -72,13 +74,11 @@ const FOUND: u32 = 1 << 31;
 impl Twins {
     /// Nothing is known yet. `seed` is drawn at random and told nobody.
     pub(crate) fn new(total_pages: u64, seed: u64) -> Self {
-        let slots = (SLOTS_PER_PAGE * total_pages).next_power_of_two().min(SLOTS_MAX) as usize;
-        let mut table = large_vector(slots);
-        table.resize(slots, Slot::default());
         Self {
             seed,
             streams: 1,
-            slots: table,
+            slots: Vec::new(),
+            slot_count: (SLOTS_PER_PAGE * total_pages).next_power_of_two().min(SLOTS_MAX) as usize,
             holders: PageSet::empty(total_pages),
             were_holders: PageSet::empty(total_pages),
             batch: 1,
@@ -108,6 +108,13 @@ impl Twins {
         self.holders.remove(page);
     }
 
+    /// The same of a run's pages.
+    pub(crate) fn forget_run(&mut self, run: PageRun) {
+        if !self.holders.is_empty() {
+            run.pages().for_each(|page| self.forget(page));
+        }
+    }
+
     /// The page is about to be sent with this content: as a copy of which other, or of itself. If of none, others can be copied
     /// from it.
     pub(crate) fn find(&mut self, page: PageNumber, content: &[u8]) -> Option<Twin> {
@@ -122,6 +129,10 @@ impl Twins {
     }
 
     fn look_up(&mut self, page: PageNumber, content: &[u8]) -> Option<Twin> {
+        if self.slots.is_empty() {
+            self.slots = large_vector(self.slot_count);
+            self.slots.resize(self.slot_count, Slot::default());
+        }
         let digest = seeded_digest(self.seed, content);
         let stream = stream_of(page, self.streams);
         let at = digest.wrapping_add(u64::from(stream)) as usize % self.slots.len();
