@@ -177,6 +177,10 @@ pub fn migrate_with(
         streams: options.streams.clamp(1, MAX_STREAMS),
     };
     let encoders = EncoderPool::new();
+    let mut twins = Twins::new(total_pages, u64::from_le_bytes(random()?));
+    if config.encodings.has_copies() {
+        twins.prepare();
+    }
     tracing::info!(migration = %config.migration, pages = total_pages, "migration begins");
     let mut source = Source::new(config, predictor, options.policy.build(options.patience));
     for shadow in &options.shadows {
@@ -197,7 +201,7 @@ pub fn migrate_with(
         chooser: Chooser::new(options.compress, !cache.is_off(), encoders.parallel()),
         encoders,
         cache,
-        twins: Twins::new(total_pages, u64::from_le_bytes(random()?)),
+        twins,
         batch: None,
         is_paused: false,
         start: Instant::now(),
@@ -711,8 +715,8 @@ impl Driver<'_> {
                     let (count_pages, encoding) = (pages.runs.pages(), pages.encoding);
                     let bytes = self.queue_pages(pages, sent)?;
                     count(encoding, Encoded { pages: count_pages, bytes }, sent);
-                    // The first ones may be any: nothing was seen written yet.
-                    let has_time = self.epoch_scans < 2 || self.source.path_is_filled();
+                    // To keep pages of which nothing is known costs time, the first time much of it, and saves some perhaps.
+                    let has_time = self.source.path_is_filled();
                     for (page, content) in held.new_pages() {
                         let takes_any = has_time && self.cache.takes_any();
                         if batch.keeps && (takes_any || self.source.is_written_again(page)) {

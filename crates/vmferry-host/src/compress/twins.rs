@@ -8,6 +8,8 @@
 //! Contents are told apart by a digest with a seed that only this process knows. Whether they are really equal the target
 //! finds by a cryptographic one ([`copy_digest`]) of what it has: it ends the migration before a wrong page could run.
 
+use std::thread::{self, JoinHandle};
+
 use vmferry_core::pages::{PageNumber, PageRun, PageSet};
 use vmferry_core::wire::{COPY_DIGEST_BYTES, seeded_digest, stream_of};
 
@@ -48,6 +50,8 @@ pub(crate) struct Twins {
     /// before.
     slots: Vec<Slot>,
     slot_count: usize,
+    /// A thread that makes the slots.
+    maker: Option<JoinHandle<Vec<Slot>>>,
     /// Pages whose content is what it was when they got into their slot.
     holders: PageSet,
     /// Pages that are or were.
@@ -79,12 +83,21 @@ impl Twins {
             streams: 1,
             slots: Vec::new(),
             slot_count: (SLOTS_PER_PAGE * total_pages).next_power_of_two().min(SLOTS_MAX) as usize,
+            maker: None,
             holders: PageSet::empty(total_pages),
             were_holders: PageSet::empty(total_pages),
             batch: 1,
             found_share: 1.0,
             has_time: true,
         }
+    }
+
+    /// Has the table made beside everything else: memory that the kernel has to fetch for it first can take milliseconds. No page
+    /// has a twin until it is there. Without this, the first page that is looked for waits for it.
+    pub(crate) fn prepare(&mut self) {
+        let count = self.slot_count;
+        let maker = thread::Builder::new().name("vmferry-twins".to_owned()).spawn(move || empty_slots(count));
+        self.maker = maker.inspect_err(|error| tracing::debug!(%error, "no thread for the table of contents")).ok();
     }
 
     /// So many connections carry the pages.
@@ -130,8 +143,12 @@ impl Twins {
 
     fn look_up(&mut self, page: PageNumber, content: &[u8]) -> Option<Twin> {
         if self.slots.is_empty() {
-            self.slots = large_vector(self.slot_count);
-            self.slots.resize(self.slot_count, Slot::default());
+            if self.maker.as_ref().is_some_and(|maker| !maker.is_finished()) {
+                self.holders.remove(page);
+                return None;
+            }
+            let made = self.maker.take().and_then(|maker| maker.join().ok());
+            self.slots = made.unwrap_or_else(|| empty_slots(self.slot_count));
         }
         let digest = seeded_digest(self.seed, content);
         let stream = stream_of(page, self.streams);
@@ -157,6 +174,12 @@ impl Twins {
         }
         None
     }
+}
+
+fn empty_slots(count: usize) -> Vec<Slot> {
+    let mut slots = large_vector(count);
+    slots.resize(count, Slot::default());
+    slots
 }
 
 /// Whether pages of this content are among those that stand for all.
@@ -194,6 +217,24 @@ mod tests {
         // Sent again as it was: what the target has of it already.
         assert_eq!(twins.find(PageNumber(3), &page(1)), Some(Twin::Before(PageNumber(3))));
         assert_eq!(twins.find(PageNumber(7), &page(1)), Some(Twin::Before(PageNumber(3))));
+    }
+
+    #[test]
+    fn while_the_table_is_made_no_page_has_a_twin() {
+        let mut twins = twins(100);
+        let (finish, wait) = std::sync::mpsc::channel::<()>();
+        twins.maker = Some(thread::spawn(move || {
+            wait.recv().unwrap();
+            empty_slots(256)
+        }));
+        assert_eq!([3, 4].map(|number| twins.find(PageNumber(number), &page(1))), [None; 2]);
+        finish.send(()).unwrap();
+        while !twins.maker.as_ref().unwrap().is_finished() {
+            thread::yield_now();
+        }
+        // Neither of the two can be copied: nothing is known of them.
+        assert_eq!(twins.find(PageNumber(5), &page(1)), None);
+        assert_eq!(twins.find(PageNumber(6), &page(1)), Some(Twin::Within(PageNumber(5))));
     }
 
     #[test]
