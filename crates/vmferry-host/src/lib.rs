@@ -24,6 +24,7 @@ pub mod qemu;
 pub mod qmp;
 mod record;
 mod sides;
+mod socket;
 mod source;
 pub mod spaces;
 mod stop_time;

@@ -13,6 +13,7 @@ use vmferry_core::wire::{FrameReader, FrameWriter, HEADER_BYTES, Header, Message
 
 use crate::buffer::Buffer;
 use crate::cancel::{Cancel, wait};
+use crate::socket::Sent;
 
 /// Read at once where the peer sends small messages.
 const READ_BYTES: usize = 64 * 1024;
@@ -140,6 +141,14 @@ impl Link {
     /// How long it was waited so far until the peer took something.
     pub(crate) fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// How far the kernel has got with what was sent.
+    ///
+    /// # Errors
+    /// As [`Sent::of`].
+    pub(crate) fn kernel_sent(&self) -> io::Result<Sent> {
+        Sent::of(&self.stream)
     }
 
     /// Sends what is queued.

@@ -24,6 +24,7 @@ use crate::compress::{
 use crate::control::{Change, Command, Controls, Limits, Pages as PageCounts, Reason, Refusal, RefusalKind};
 use crate::link::{Link, LinkError};
 use crate::memory::GuestMemory;
+use crate::socket::NetworkWatch;
 use crate::vmm::{SourceVmm, VmmError, describe};
 
 /// The most that a waiting driver sleeps before it looks at the clock again.
@@ -202,6 +203,7 @@ pub fn migrate_with(
         encoders,
         cache,
         twins,
+        network: NetworkWatch::default(),
         batch: None,
         is_paused: false,
         start: Instant::now(),
@@ -235,6 +237,7 @@ struct Driver<'a> {
     cache: DeltaCache,
     /// Which pages of the target others can be copied from.
     twins: Twins,
+    network: NetworkWatch,
     /// Being filled.
     batch: Option<Batch>,
     is_paused: bool,
@@ -539,6 +542,11 @@ impl Driver<'_> {
             cap_bytes_per_s: self.source.bandwidth_cap_bytes_per_s(),
             encodings: self.source.encodings(),
             is_filled: self.source.path_is_filled(),
+            is_full: self.network.is_full(
+                self.links.iter().map(Link::kernel_sent),
+                self.source.wire_bytes(),
+                self.source.in_flight_bytes(),
+            ),
             is_paused: self.is_paused,
             may_be_deltas: runs.iter().flat_map(|run| run.pages()).any(|page| self.cache.contains(page)),
         };

@@ -1261,7 +1261,8 @@ impl Source {
         }
     }
 
-    fn in_flight_bytes(&self) -> u64 {
+    /// Bytes sent that the target has not confirmed.
+    pub fn in_flight_bytes(&self) -> u64 {
         self.wire_bytes - self.confirmed_bytes
     }
 

@@ -23,8 +23,9 @@ const EXTRA_PASSES_MAX: u32 = 4;
 const GAIN_FACTOR: f64 = 0.7;
 /// And the pause becomes shorter by at least this share of the pass's time.
 const GAIN_TIME_SHARE: f64 = 0.1;
-/// And its time, as a share of the time spent so far, is at most this.
-const EXTRA_PASS_TIME_SHARE: f64 = 0.2;
+/// And what is written during it and has to be sent again takes at most this share of the time spent so far. All else has to be
+/// sent anyway, whether the guest runs or not.
+const EXTRA_TIME_SHARE: f64 = 0.2;
 /// For so long the path is only being measured: a burst that a shaper lets through would make any rest fit.
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// If the fixed part of a pause alone has been longer than the limit for so long, it is no passing delay of the host.
@@ -69,8 +70,8 @@ impl Predictive {
         }
     }
 
-    /// Whether one more pass would shorten the pause by more than its own worth: it costs little of the time spent so
-    /// far, leaves markedly less, and that matters beside what it costs.
+    /// Whether one more pass would shorten the pause by more than its own worth: it adds little to the time spent so far, leaves
+    /// markedly less, and that matters beside what it takes.
     fn another_pass_pays(facts: &Facts) -> bool {
         let Some(bandwidth) = facts.bandwidth_bytes_per_s else { return false };
         if facts.unheld_pages == 0 {
@@ -82,9 +83,10 @@ impl Predictive {
         let fresh = facts.fresh_pages_per_epoch as f64 * pass_s / facts.epoch.as_secs_f64();
         // In pages that are sent for the first time.
         let worth = |pages: f64, new: u64| new as f64 + (pages - new as f64) * facts.rewrite_share;
-        let left = worth(held as f64 + fresh.min(facts.unheld_pages as f64), facts.held_new_pages.min(held));
+        let again = fresh.min(facts.unheld_pages as f64);
+        let left = worth(held as f64 + again, facts.held_new_pages.min(held));
         let now = worth(facts.pending_pages as f64, facts.new_pages.min(facts.pending_pages));
-        let time_s = facts.pushing_for.as_secs_f64() * EXTRA_PASS_TIME_SHARE;
+        let again_s = again * facts.rewrite_share * page_bytes / bandwidth;
         let then = Facts {
             pending_pages: held + (fresh as u64).min(facts.unheld_pages),
             new_pages: facts.held_new_pages.min(held),
@@ -92,7 +94,9 @@ impl Predictive {
         };
         let pause_s = |facts: &Facts| facts.expected_downtime().map_or(f64::MAX, |pause| pause.as_secs_f64());
         let gain_s = pause_s(facts) - pause_s(&then);
-        left <= now * GAIN_FACTOR && gain_s >= pass_s * GAIN_TIME_SHARE && pass_s <= time_s
+        left <= now * GAIN_FACTOR
+            && gain_s >= pass_s * GAIN_TIME_SHARE
+            && again_s <= facts.pushing_for.as_secs_f64() * EXTRA_TIME_SHARE
     }
 
     /// Whether for a long time not even a schedule that knows the future could have paused within the limit.

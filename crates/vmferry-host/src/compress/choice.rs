@@ -69,20 +69,18 @@ const CHOSEN_SHARE_MIN: f64 = 0.05;
 /// target what limits,
 const LOOK_FIRST: Duration = Duration::from_millis(100);
 const FAST_BYTES_PER_S: f64 = 400e6;
-/// after so long where they do not: all that is done for the first time makes the sender slow at the beginning,
+/// and after so long where they do not: all that is done for the first time makes the sender slow at the beginning;
 const LOOK_FIRST_UNSURE: Duration = Duration::from_millis(400);
-/// and after so long where, besides, the sender keeps up by its own account and the path was filled so often of late.
-const LOOK_FIRST_FILLED: Duration = Duration::from_secs(1);
-/// and after so long where more pages have left than the path would have carried as they are. It may be the target that is slow.
-const LOOK_FIRST_NARROW: Duration = Duration::from_secs(3);
 /// so often from then on,
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// so often where pages leave that fast: a look costs little there, and finds the path narrower than it is now and then,
 const LOOK_INTERVAL_FAST: Duration = Duration::from_millis(200);
 /// and so often where the sender could fill a path [`IDLE_FACTOR`] times as wide.
 const LOOK_INTERVAL_EASY: Duration = Duration::from_secs(10);
-/// Where the path was filled in so many plans, what it carries is known.
-const FILLED_PLANS_MIN: u32 = 8;
+/// And never where the network was what limited in this share of the plans of late,
+const FULL_SHARE_MIN: f64 = 0.5;
+/// in which a new one has this weight: fewer bytes are all that helps then.
+const FULL_WEIGHT: f64 = 0.2;
 /// The path was filled often if it was in this share of the plans of late,
 const FILLED_SHARE_MIN: f64 = 0.5;
 /// in which a new one has this weight.
@@ -175,6 +173,8 @@ pub(crate) struct Path {
     pub(crate) encodings: Encodings,
     /// So much is under way that the path is not empty while these are encoded.
     pub(crate) is_filled: bool,
+    /// Most of that the network has not taken: neither the sender is what limits, nor the target.
+    pub(crate) is_full: bool,
     /// The guest is paused: nothing is tried.
     pub(crate) is_paused: bool,
     /// Of some of the pages it is known what the target has. They show nothing of the path, and as they are they would be many
@@ -324,9 +324,10 @@ pub(crate) struct Chooser {
     /// What the stream carried while pages were encoded and enough was under way: less than the path where the target decodes more
     /// slowly.
     encoded_bandwidth: Option<f64>,
-    /// How often the path was filled: of late, and in all.
+    /// How often the path was filled of late,
     filled_share: f64,
-    filled_plans: u32,
+    /// and how often the network was what limited.
+    full_share: f64,
     /// Bytes of pages so far.
     content_bytes: u64,
     raw: RawPath,
@@ -359,7 +360,7 @@ impl Chooser {
             bandwidth: None,
             encoded_bandwidth: None,
             filled_share: 0.0,
-            filled_plans: 0,
+            full_share: 0.0,
             content_bytes: 0,
             raw: RawPath::default(),
             look: None,
@@ -384,7 +385,7 @@ impl Chooser {
         let capped = |rate: Option<f64>| rate.or(path.cap_bytes_per_s.map(|cap| cap as f64)).map(|rate| rate.min(cap));
         let stream = capped(path.bandwidth_bytes_per_s);
         self.filled_share += FILLED_WEIGHT * (f64::from(u8::from(path.is_filled)) - self.filled_share);
-        self.filled_plans = self.filled_plans.saturating_add(u32::from(path.is_filled));
+        self.full_share += FULL_WEIGHT * (f64::from(u8::from(path.is_full)) - self.full_share);
         let before = self.look;
         self.look = before.and_then(|look| self.next_look(now, look, path.is_paused));
         if before.is_some() && self.look.is_none() {
@@ -402,7 +403,7 @@ impl Chooser {
             mix.path_time(self.current, Some(stream)) / sender
         });
         // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
-        let limited_by_path = ease.is_some_and(|ease| ease >= IDLE_FACTOR);
+        let limited_by_path = self.full_share >= FULL_SHARE_MIN || ease.is_some_and(|ease| ease >= IDLE_FACTOR);
         // The stream's also takes in what went before.
         let settled = now.saturating_sub(self.since) >= SETTLING_TIME;
         let is_stream = if self.current == Codec::Raw { settled } else { limited_by_path && !looked_long };
@@ -650,18 +651,11 @@ impl Chooser {
         let (first, interval) = match ease {
             IDLE_FACTOR.. => (LOOK_INTERVAL_EASY, LOOK_INTERVAL_EASY),
             _ if self.is_fast(now) => (LOOK_FIRST, LOOK_INTERVAL_FAST),
-            // More pages have left than the path would have carried as they are.
-            _ if self.filled_plans >= FILLED_PLANS_MIN
-                && path.bandwidth_bytes_per_s.is_some_and(|bandwidth| bandwidth < self.content_rate(now)) =>
-            {
-                (LOOK_FIRST_NARROW, LOOK_INTERVAL_EASY)
-            }
-            // By its own account the sender keeps up, and what is under way says so, too.
-            1.0.. if self.filled_share >= FILLED_SHARE_MIN => (LOOK_FIRST_FILLED, LOOK_INTERVAL),
             _ => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
         };
         let due = self.looked.max(self.raw.last).map_or(first, |last| last + interval);
-        self.compress == Compress::Auto && !path.is_paused && !limited_by_cap && now >= due
+        let limited_by_path = self.full_share >= FULL_SHARE_MIN;
+        self.compress == Compress::Auto && !path.is_paused && !limited_by_cap && !limited_by_path && now >= due
     }
 
     /// How a look goes on.
@@ -858,6 +852,7 @@ mod tests {
             cap_bytes_per_s: None,
             encodings: Encodings::ALL,
             is_filled: true,
+            is_full: false,
             is_paused: false,
             may_be_deltas: false,
         }
@@ -1257,6 +1252,21 @@ mod tests {
         for at in (50..20_000).step_by(10) {
             chooser.plan(ms(at), &Path { may_be_deltas: true, ..path(10e6) });
             assert!(chooser.look.is_none());
+        }
+    }
+
+    #[test]
+    fn where_the_network_limits_no_pages_go_as_they_are_to_look_at_it() {
+        for is_full in [true, false] {
+            let mut chooser = Chooser::new(Compress::Auto, true, 1.5);
+            let looks = (0..400_u64).filter(|at| {
+                chooser.plan(ms(at * 10), &Path { is_full, ..path(117e6) });
+                // By its own account the sender takes about as long as the path.
+                chooser.encoded(ms(at * 10), chooser.current, None, &costs(4 << 20, 0.5, 6.0));
+                chooser.look.take().is_some()
+            });
+            let looks = looks.count();
+            assert_eq!(looks > 0, !is_full, "{looks} looks, and the network limits: {is_full}");
         }
     }
 
