@@ -65,7 +65,7 @@ pub(crate) struct NetworkWatch {
 impl NetworkWatch {
     /// Whether at least half of the bytes that the target has not confirmed were not taken by the network yet, rather than by the
     /// target. `sent`: of all connections, as far as it is known; `bytes`: written to all of them so far.
-    pub(crate) fn is_full(
+    pub(crate) fn has_most(
         &mut self,
         sent: impl Iterator<Item = io::Result<Sent>>,
         bytes: u64,
@@ -131,13 +131,13 @@ mod tests {
         let sent = |acked_bytes, busy_us, window_limited_us| Ok(Sent { acked_bytes, busy_us, window_limited_us });
         let mut watch = NetworkWatch::default();
         // Of 1000 bytes 900 are not confirmed.
-        assert!(watch.is_full([sent(100, 1000, 0), sent(450, 1000, 0)].into_iter(), 1000, 900));
-        assert!(!watch.is_full([sent(100, 2000, 0), sent(451, 2000, 0)].into_iter(), 1000, 900));
+        assert!(watch.has_most([sent(100, 1000, 0), sent(450, 1000, 0)].into_iter(), 1000, 900));
+        assert!(!watch.has_most([sent(100, 2000, 0), sent(451, 2000, 0)].into_iter(), 1000, 900));
         // The target had no room for a quarter of the time since.
-        assert!(!watch.is_full([sent(100, 3000, 0), sent(100, 3000, 500)].into_iter(), 1000, 900));
-        assert!(watch.is_full([sent(100, 4000, 0), sent(100, 4000, 500)].into_iter(), 1000, 900));
-        assert!(!watch.is_full([sent(1000, 4000, 500)].into_iter(), 1000, 0), "nothing is under way");
-        assert!(!watch.is_full([sent(0, 5000, 500), Err(io::ErrorKind::Unsupported.into())].into_iter(), 1000, 900));
+        assert!(!watch.has_most([sent(100, 3000, 0), sent(100, 3000, 500)].into_iter(), 1000, 900));
+        assert!(watch.has_most([sent(100, 4000, 0), sent(100, 4000, 500)].into_iter(), 1000, 900));
+        assert!(!watch.has_most([sent(1000, 4000, 500)].into_iter(), 1000, 0), "nothing is under way");
+        assert!(!watch.has_most([sent(0, 5000, 500), Err(io::ErrorKind::Unsupported.into())].into_iter(), 1000, 900));
     }
 
     #[test]

@@ -537,16 +537,15 @@ impl Driver<'_> {
         while self.encoders.take().is_some() {}
         let (starts, waited, began_working) = (self.now(), self.waited(), processor_time());
         let stream_bytes = self.source.wire_bytes();
+        let (is_filled, under_way) = (self.source.path_is_filled(), self.source.in_flight_bytes());
+        // Where it is not filled, what is under way says nothing: on a long path an answer takes its time, too.
+        let network_has_most = self.network.has_most(self.links.iter().map(Link::kernel_sent), stream_bytes, under_way);
         let path = Path {
             bandwidth_bytes_per_s: self.source.bandwidth_bytes_per_s(),
             cap_bytes_per_s: self.source.bandwidth_cap_bytes_per_s(),
             encodings: self.source.encodings(),
-            is_filled: self.source.path_is_filled(),
-            is_full: self.network.is_full(
-                self.links.iter().map(Link::kernel_sent),
-                self.source.wire_bytes(),
-                self.source.in_flight_bytes(),
-            ),
+            is_filled,
+            is_full: is_filled && network_has_most,
             is_paused: self.is_paused,
             may_be_deltas: runs.iter().flat_map(|run| run.pages()).any(|page| self.cache.contains(page)),
         };

@@ -346,6 +346,22 @@ mod tests {
     }
 
     #[test]
+    fn what_has_to_be_sent_anyway_is_sent_while_the_guest_runs() {
+        let rest = |ms, fresh| Facts {
+            pushing_for: Duration::from_millis(ms),
+            unheld_pages: 1000,
+            new_pages: 1000,
+            fresh_pages_per_epoch: fresh,
+            ..facts()
+        };
+        // 41 ms for the rest, and at most 50 for the scan: a third of the time so far, and nothing is sent twice.
+        assert_eq!(policy().decide(Moment::Scan, &rest(250, 0)), Decision::Push);
+        // 545 of the pages are written meanwhile, and take 22 ms: of a quarter of a second, and of 60 ms.
+        assert_eq!(policy().decide(Moment::Scan, &rest(250, 300)), Decision::Push);
+        assert_eq!(policy().decide(Moment::Scan, &rest(60, 300)), Decision::Pause);
+    }
+
+    #[test]
     fn hot_pages_are_not_sent_while_no_pause_is_near_but_now_and_then() {
         let mut policy = policy();
         let budget = facts().budget_pages();
