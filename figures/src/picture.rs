@@ -19,7 +19,11 @@ use plotters::style::{FontStyle, register_font};
 const OVERSAMPLING: u32 = 2;
 
 /// Sizes in pixels.
+/// At least; more where there are many names below.
 const PANEL_WIDTH: i32 = 500;
+/// What a panel takes beside the names, and each of these.
+const AXIS_WIDTH: i32 = 80;
+const NAME_WIDTH: i32 = 78;
 const PANEL_HEIGHT: i32 = 400;
 const TITLE_HEIGHT: i32 = 44;
 const CAPTION_HEIGHT: i32 = 26;
@@ -235,7 +239,12 @@ impl Figure {
     }
 
     fn width(&self) -> i32 {
-        PANEL_WIDTH * self.columns as i32
+        let names = |panel: &Panel| match &panel.x_ticks {
+            Ticks::Named(names) => names.len() as i32,
+            _ => 0,
+        };
+        let names = self.panels.iter().map(names).max().unwrap_or(0);
+        PANEL_WIDTH.max(AXIS_WIDTH + NAME_WIDTH * names) * self.columns as i32
     }
 
     fn size(&self, legend: &Legend<'_>) -> (u32, u32) {

@@ -330,6 +330,8 @@ pub(crate) struct Chooser {
     full_share: f64,
     /// Bytes of pages so far.
     content_bytes: u64,
+    /// What was left of them of late, also of those that go as they are for their content.
+    sent_share: f64,
     raw: RawPath,
     look: Option<Look>,
     /// When that was over the last time.
@@ -362,6 +364,7 @@ impl Chooser {
             filled_share: 0.0,
             full_share: 0.0,
             content_bytes: 0,
+            sent_share: 0.0,
             raw: RawPath::default(),
             look: None,
             looked: None,
@@ -546,6 +549,11 @@ impl Chooser {
     /// Pages were handed over to the path.
     pub(crate) fn handed(&mut self, now: Duration, handed: &Handed) {
         self.content_bytes += handed.content_bytes;
+        if handed.is_plain && handed.content_bytes > 0 {
+            let share = (handed.to_bytes - handed.from_bytes) as f64 / handed.content_bytes as f64;
+            let weight = 1.0 - (-(handed.content_bytes as f64) / MIX_BYTES).exp();
+            self.sent_share += weight * (share.min(1.0) - self.sent_share);
+        }
         let is_encoded = self.current != Codec::Raw && self.look.is_none_or(|look| look == Look::Waiting);
         // A few that are encoded by name only are confirmed with others, and seem to take no time at all.
         if handed.all_raw && !is_encoded {
@@ -584,8 +592,10 @@ impl Chooser {
     }
 
     fn delta_pays(&self, bandwidth: Option<f64>) -> bool {
-        // Whatever it leaves: that depends on the page, and is seen when it is tried.
-        let time = self.mix().time(self.current, bandwidth, BYTES_WEIGHT);
+        // Whatever it leaves: that depends on the page, and is seen when it is tried. What the codec takes and leaves is known of
+        // pages that it makes smaller only. Others take the path's time.
+        let path_time = self.sent_share * 1e9 / bandwidth.unwrap_or(f64::MAX);
+        let time = self.mix().time(self.current, bandwidth, BYTES_WEIGHT).max(path_time);
         self.delta.ns_per_byte / self.parallel <= time * BETTER_FACTOR
     }
 
@@ -1252,6 +1262,24 @@ mod tests {
         for at in (50..20_000).step_by(10) {
             chooser.plan(ms(at), &Path { may_be_deltas: true, ..path(10e6) });
             assert!(chooser.look.is_none());
+        }
+    }
+
+    /// Of a guest whose pages no codec makes smaller, but for a few of next to nothing, no page went as a delta.
+    #[test]
+    fn pages_that_no_codec_makes_smaller_go_as_deltas() {
+        let mut chooser = Chooser::new(Compress::Auto, true, 1.0);
+        let path = Path { is_full: true, ..path(20e6) };
+        for at in 0..100 {
+            let plan = chooser.plan(ms(at * 50), &path);
+            assert!(plan.deltas || at < 10, "{at}");
+            // All that the codec has is eight pages that are nearly zero.
+            if at < 2 {
+                chooser.encoded(ms(at * 50), plan.codec, None, &costs(8 * PAGE_BYTES, 0.004, 0.3));
+            }
+            let (from, to) = (at << 20, (at + 1) << 20);
+            let as_they_are = Handed { content_bytes: 1 << 20, ..handed(ms(at * 50), ms(1), false, from, to) };
+            chooser.handed(ms(at * 50 + 1), &as_they_are);
         }
     }
 
