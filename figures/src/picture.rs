@@ -18,8 +18,7 @@ use plotters::style::{FontStyle, register_font};
 /// Pixels of a PNG's drawing for one of its own, in each direction.
 const OVERSAMPLING: u32 = 2;
 
-/// Sizes in pixels.
-/// At least; more where there are many names below.
+/// Sizes in pixels. A panel is wider than this where there are many names below.
 const PANEL_WIDTH: i32 = 500;
 /// What a panel takes beside the names, and each of these.
 const AXIS_WIDTH: i32 = 80;
@@ -241,7 +240,7 @@ impl Figure {
     fn width(&self) -> i32 {
         let names = |panel: &Panel| match &panel.x_ticks {
             Ticks::Named(names) => names.len() as i32,
-            _ => 0,
+            Ticks::PowersOfTen | Ticks::AtPoints => 0,
         };
         let names = self.panels.iter().map(names).max().unwrap_or(0);
         PANEL_WIDTH.max(AXIS_WIDTH + NAME_WIDTH * names) * self.columns as i32

@@ -356,7 +356,7 @@ mod tests {
         };
         // 41 ms for the rest, and at most 50 for the scan: a third of the time so far, and nothing is sent twice.
         assert_eq!(policy().decide(Moment::Scan, &rest(250, 0)), Decision::Push);
-        // 545 of the pages are written meanwhile, and take 22 ms: of a quarter of a second, and of 60 ms.
+        // Some 550 of the pages are written meanwhile, and take 23 ms: of a quarter of a second, and of 60 ms.
         assert_eq!(policy().decide(Moment::Scan, &rest(250, 300)), Decision::Push);
         assert_eq!(policy().decide(Moment::Scan, &rest(60, 300)), Decision::Pause);
     }

@@ -22,8 +22,8 @@
 //!
 //! The bandwidth is that of pages as they are: where the encoders or the target are slower than the path, confirmations of
 //! encoded bytes would show the path narrower than it is, and encoding would justify itself. So now and then some pages go as
-//! they are: few, unless it shows that this might be soonest, and rarely where the encoders could do a multiple of what is
-//! asked of them.
+//! they are: few, unless it shows that this might be soonest, rarely where the encoders could do a multiple of what is asked of
+//! them, and never while the network is what limits, which the kernel says.
 
 use std::time::Duration;
 
@@ -61,7 +61,8 @@ const NEW_SHARE_MIN: f64 = 0.2;
 /// if it is of at least so many bytes. Of fewer, what comes once for each piece or for each processor is too much of it, and
 /// trials of so few say nothing.
 const MEASURED_BYTES_MIN: u64 = 32 * PAGE_BYTES;
-/// Bytes of pages after which what came before counts less than half in how much of the content is for the codec chosen.
+/// Bytes of pages after which what came before counts less than half in how much of the content is for the codec chosen, and in
+/// what is left of all.
 const MIX_BYTES: f64 = (16 << 20) as f64;
 /// The least that is taken to be.
 const CHOSEN_SHARE_MIN: f64 = 0.05;
@@ -387,8 +388,8 @@ impl Chooser {
         let cap = path.cap_bytes_per_s.map_or(f64::MAX, |cap| cap as f64);
         let capped = |rate: Option<f64>| rate.or(path.cap_bytes_per_s.map(|cap| cap as f64)).map(|rate| rate.min(cap));
         let stream = capped(path.bandwidth_bytes_per_s);
-        self.filled_share += FILLED_WEIGHT * (f64::from(u8::from(path.is_filled)) - self.filled_share);
-        self.full_share += FULL_WEIGHT * (f64::from(u8::from(path.is_full)) - self.full_share);
+        note(&mut self.filled_share, path.is_filled, FILLED_WEIGHT);
+        note(&mut self.full_share, path.is_full, FULL_WEIGHT);
         let before = self.look;
         self.look = before.and_then(|look| self.next_look(now, look, path.is_paused));
         if before.is_some() && self.look.is_none() {
@@ -406,7 +407,7 @@ impl Chooser {
             mix.path_time(self.current, Some(stream)) / sender
         });
         // Then what is measured of the stream is the path's, and newer than what pages showed that went as they are.
-        let limited_by_path = self.full_share >= FULL_SHARE_MIN || ease.is_some_and(|ease| ease >= IDLE_FACTOR);
+        let limited_by_path = self.network_limits() || ease.is_some_and(|ease| ease >= IDLE_FACTOR);
         // The stream's also takes in what went before.
         let settled = now.saturating_sub(self.since) >= SETTLING_TIME;
         let is_stream = if self.current == Codec::Raw { settled } else { limited_by_path && !looked_long };
@@ -524,10 +525,10 @@ impl Chooser {
         }
         self.light.add(costs.light.content_bytes, costs.light.ns_per_byte(), costs.light.share());
         self.delta.add(costs.delta.content_bytes, costs.delta.ns_per_byte(), costs.delta.share());
-        let bytes = (costs.codec.content_bytes + costs.light.content_bytes) as f64;
-        if bytes > 0.0 {
-            let share = costs.codec.content_bytes as f64 / bytes;
-            let weight = 1.0 - (-bytes / MIX_BYTES).exp();
+        let bytes = costs.codec.content_bytes + costs.light.content_bytes;
+        if bytes > 0 {
+            let share = costs.codec.content_bytes as f64 / bytes as f64;
+            let weight = mix_weight(bytes);
             self.chosen_share = (self.chosen_share + weight * (share - self.chosen_share)).max(CHOSEN_SHARE_MIN);
         }
     }
@@ -551,7 +552,7 @@ impl Chooser {
         self.content_bytes += handed.content_bytes;
         if handed.is_plain && handed.content_bytes > 0 {
             let share = (handed.to_bytes - handed.from_bytes) as f64 / handed.content_bytes as f64;
-            let weight = 1.0 - (-(handed.content_bytes as f64) / MIX_BYTES).exp();
+            let weight = mix_weight(handed.content_bytes);
             self.sent_share += weight * (share.min(1.0) - self.sent_share);
         }
         let is_encoded = self.current != Codec::Raw && self.look.is_none_or(|look| look == Look::Waiting);
@@ -642,6 +643,11 @@ impl Chooser {
         now.saturating_sub(self.since) >= self.peek_interval
     }
 
+    /// Whether the network is what limits of late, neither the sender nor the target.
+    fn network_limits(&self) -> bool {
+        self.full_share >= FULL_SHARE_MIN
+    }
+
     /// Whether pages leave so fast that it may be the sender or the target what limits.
     fn is_fast(&self, now: Duration) -> bool {
         self.content_rate(now) >= FAST_BYTES_PER_S
@@ -664,8 +670,8 @@ impl Chooser {
             _ => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
         };
         let due = self.looked.max(self.raw.last).map_or(first, |last| last + interval);
-        let limited_by_path = self.full_share >= FULL_SHARE_MIN;
-        self.compress == Compress::Auto && !path.is_paused && !limited_by_cap && !limited_by_path && now >= due
+        let is_limited = limited_by_cap || self.network_limits();
+        self.compress == Compress::Auto && !path.is_paused && !is_limited && now >= due
     }
 
     /// How a look goes on.
@@ -746,6 +752,16 @@ impl Mix<'_> {
         let own = figure(&self.chooser.lz4) * related(&self.chooser.relations[index(codec)?]);
         Some(self.chosen_share * own + (1.0 - self.chosen_share) * figure(&self.chooser.light))
     }
+}
+
+/// Takes one more case into the share of those of late in which something is so.
+fn note(share: &mut f64, is_so: bool, weight: f64) {
+    *share += weight * (f64::from(u8::from(is_so)) - *share);
+}
+
+/// The weight of so many bytes of pages against those before.
+fn mix_weight(content_bytes: u64) -> f64 {
+    1.0 - (-(content_bytes as f64) / MIX_BYTES).exp()
 }
 
 /// Where it stands in [`Codec::ENCODING`].

@@ -143,8 +143,8 @@ impl Twins {
 
     fn look_up(&mut self, page: PageNumber, content: &[u8]) -> Option<Twin> {
         if self.slots.is_empty() {
+            // No page is a holder before there is a table.
             if self.maker.as_ref().is_some_and(|maker| !maker.is_finished()) {
-                self.holders.remove(page);
                 return None;
             }
             let made = self.maker.take().and_then(|maker| maker.join().ok());
