@@ -6,10 +6,18 @@ use std::os::fd::{AsFd, AsRawFd};
 
 /// Where in the kernel's `struct tcp_info` (uapi/linux/tcp.h) the figures are that count here. It only ever grows at its end.
 const BYTES_ACKED: usize = 120;
+const MIN_RTT_US: usize = 148;
 const BUSY_TIME_US: usize = 168;
 const WINDOW_LIMITED_US: usize = 176;
 /// So much of it; since Linux 4.10 all of this is there.
 const INFO_BYTES: usize = 184;
+
+/// The kernel counts times in ticks of up to 10 ms: they say what the network carries once there are so many of them, in µs.
+const BUSY_MIN_US: u64 = 40_000;
+/// What the network carries is known only if answers were waited for at most this part of the time.
+const ROUND_TRIPS_PARTS: u64 = 2;
+/// The weight of such a measurement that is less than before: where processors are short, answers are late.
+const RATE_WEIGHT: f64 = 0.2;
 
 /// A connection for which the peer's kernel had no room in more than one part of so many of its time is limited by the peer.
 const WINDOW_LIMITED_PARTS: u64 = 8;
@@ -23,6 +31,8 @@ pub(crate) struct Sent {
     pub(crate) busy_us: u64,
     /// and for how much of that the peer's kernel had no room for more.
     pub(crate) window_limited_us: u64,
+    /// The least time in which an answer came.
+    pub(crate) min_rtt_us: u64,
 }
 
 impl Sent {
@@ -44,6 +54,7 @@ impl Sent {
         if (length as usize) < INFO_BYTES {
             return Err(io::ErrorKind::Unsupported.into());
         }
+        let half = info[MIN_RTT_US..MIN_RTT_US + size_of::<u32>()].try_into().expect("four bytes");
         let word = |at: usize| {
             let bytes = info[at..at + size_of::<u64>()].try_into().expect("eight bytes");
             u64::from_ne_bytes(bytes)
@@ -52,14 +63,20 @@ impl Sent {
             acked_bytes: word(BYTES_ACKED),
             busy_us: word(BUSY_TIME_US),
             window_limited_us: word(WINDOW_LIMITED_US),
+            min_rtt_us: u64::from(u32::from_ne_bytes(half)),
         })
     }
 }
 
-/// Tells whether the network is what limits.
+/// Tells whether the network is what limits, and what it carries.
 #[derive(Debug, Default)]
 pub(crate) struct NetworkWatch {
     before: Sent,
+    /// How far all connections had got when what the network carries was last measured,
+    marked: Vec<Sent>,
+    /// and how often it was looked since.
+    looks: u64,
+    bytes_per_s: Option<f64>,
 }
 
 impl NetworkWatch {
@@ -71,18 +88,63 @@ impl NetworkWatch {
         bytes: u64,
         in_flight_bytes: u64,
     ) -> bool {
-        let mut all = Sent::default();
-        for one in sent {
-            let Ok(one) = one else { return false };
-            all.acked_bytes += one.acked_bytes;
-            all.busy_us += one.busy_us;
-            all.window_limited_us += one.window_limited_us;
-        }
+        let Ok(connections) = sent.collect::<io::Result<Vec<Sent>>>() else {
+            self.bytes_per_s = None;
+            return false;
+        };
+        let sum = |figure: fn(&Sent) -> u64| connections.iter().map(figure).sum::<u64>();
+        let acked_bytes = sum(|sent| sent.acked_bytes);
+        let all = Sent {
+            acked_bytes,
+            busy_us: sum(|sent| sent.busy_us),
+            window_limited_us: sum(|sent| sent.window_limited_us),
+            min_rtt_us: 0,
+        };
         let busy_us = all.busy_us.saturating_sub(self.before.busy_us);
         let window_limited_us = all.window_limited_us.saturating_sub(self.before.window_limited_us);
         self.before = all;
-        let waiting = bytes.saturating_sub(all.acked_bytes);
+        self.measure(connections);
+        let waiting = bytes.saturating_sub(acked_bytes);
         waiting >= in_flight_bytes.div_ceil(2).max(1) && window_limited_us * WINDOW_LIMITED_PARTS <= busy_us
+    }
+
+    /// What the network carries while something is under way, also where that is not all the time; `None` if it is not known, as
+    /// where it is the peer that has no room.
+    pub(crate) fn bytes_per_s(&self) -> Option<f64> {
+        self.bytes_per_s
+    }
+
+    fn measure(&mut self, connections: Vec<Sent>) {
+        self.looks += 1;
+        let unmarked = std::iter::repeat(Sent::default());
+        let since = connections.iter().zip(self.marked.iter().copied().chain(unmarked));
+        let (mut acked_bytes, mut busy_us, mut window_limited_us, mut min_rtt_us) = (0, 0, 0, 0);
+        for (now, before) in since {
+            acked_bytes += now.acked_bytes.saturating_sub(before.acked_bytes);
+            window_limited_us += now.window_limited_us.saturating_sub(before.window_limited_us);
+            // Side by side, most of the time.
+            busy_us = now.busy_us.saturating_sub(before.busy_us).max(busy_us);
+            min_rtt_us = now.min_rtt_us.max(min_rtt_us);
+        }
+        if busy_us < BUSY_MIN_US {
+            return;
+        }
+        // At worst each look was at a stretch of its own, at whose end nothing went, and only an answer was waited for.
+        let waited_us = self.looks * min_rtt_us;
+        let is_known = waited_us * ROUND_TRIPS_PARTS <= busy_us && window_limited_us * WINDOW_LIMITED_PARTS <= busy_us;
+        self.bytes_per_s = is_known.then(|| {
+            let measured = acked_bytes as f64 * 1e6 / (busy_us - waited_us) as f64;
+            self.bytes_per_s.map_or(measured, |before| measured.max(before + RATE_WEIGHT * (measured - before)))
+        });
+        (self.marked, self.looks) = (connections, 0);
+        tracing::trace!(
+            bytes_per_s = self.bytes_per_s,
+            acked_bytes,
+            busy_us,
+            waited_us,
+            window_limited_us,
+            "the network"
+        );
     }
 }
 
@@ -128,7 +190,9 @@ mod tests {
 
     #[test]
     fn the_network_is_what_limits_if_it_has_not_taken_most() {
-        let sent = |acked_bytes, busy_us, window_limited_us| Ok(Sent { acked_bytes, busy_us, window_limited_us });
+        let sent = |acked_bytes, busy_us, window_limited_us| {
+            Ok(Sent { acked_bytes, busy_us, window_limited_us, min_rtt_us: 0 })
+        };
         let mut watch = NetworkWatch::default();
         // Of 1000 bytes 900 are not confirmed.
         assert!(watch.has_most([sent(100, 1000, 0), sent(450, 1000, 0)].into_iter(), 1000, 900));
@@ -138,6 +202,31 @@ mod tests {
         assert!(watch.has_most([sent(100, 4000, 0), sent(100, 4000, 500)].into_iter(), 1000, 900));
         assert!(!watch.has_most([sent(1000, 4000, 500)].into_iter(), 1000, 0), "nothing is under way");
         assert!(!watch.has_most([sent(0, 5000, 500), Err(io::ErrorKind::Unsupported.into())].into_iter(), 1000, 900));
+    }
+
+    #[test]
+    fn what_the_network_carries_is_that_of_the_time_in_which_something_is_under_way() {
+        let sent =
+            |acked_bytes, busy_us, window_limited_us| Sent { acked_bytes, busy_us, window_limited_us, min_rtt_us: 100 };
+        let mut watch = NetworkWatch::default();
+        let mut rate = |sent: &[Sent]| {
+            watch.has_most(sent.iter().copied().map(Ok), 0, 0);
+            watch.bytes_per_s().map(f64::round)
+        };
+        assert_eq!(rate(&[sent(3_000_000, 20_000, 0)]), None, "too short");
+        // Two looks, at each of which an answer may have been waited for.
+        assert_eq!(rate(&[sent(5_000_000, 50_200, 0)]), Some(1e8));
+        // Less is believed slowly, more at once; connections side by side.
+        assert_eq!(rate(&[sent(5_000_000, 100_300, 0), sent(0, 0, 0)]), Some(0.8e8));
+        assert_eq!(rate(&[sent(10_000_000, 140_400, 0), sent(5_000_000, 50_100, 0)]), Some(2e8));
+        // It is the peer that has no room.
+        assert_eq!(rate(&[sent(15_000_000, 190_500, 10_000), sent(5_000_000, 50_100, 0)]), None);
+        // Most of the time may have been waiting for answers.
+        (0..300).for_each(|_| assert_eq!(rate(&[sent(15_000_000, 190_500, 10_000), sent(5_000_000, 50_100, 0)]), None));
+        assert_eq!(rate(&[sent(20_000_000, 240_600, 10_000), sent(5_000_000, 50_100, 0)]), None);
+        assert!(rate(&[sent(25_000_000, 290_700, 10_000), sent(5_000_000, 50_100, 0)]).is_some());
+        watch.has_most([Err(io::ErrorKind::Unsupported.into())].into_iter(), 0, 0);
+        assert_eq!(watch.bytes_per_s(), None);
     }
 
     #[test]

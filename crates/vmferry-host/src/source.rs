@@ -546,6 +546,7 @@ impl Driver<'_> {
             encodings: self.source.encodings(),
             is_filled,
             is_full: is_filled && network_has_most,
+            network_bytes_per_s: self.network.bytes_per_s(),
             is_paused: self.is_paused,
             may_be_deltas: runs.iter().flat_map(|run| run.pages()).any(|page| self.cache.contains(page)),
         };
@@ -723,7 +724,7 @@ impl Driver<'_> {
                     let bytes = self.queue_pages(pages, sent)?;
                     count(encoding, Encoded { pages: count_pages, bytes }, sent);
                     // To keep pages of which nothing is known costs time, the first time much of it, and saves some perhaps.
-                    let has_time = self.source.path_is_filled();
+                    let has_time = self.chooser.network_limits();
                     for (page, content) in held.new_pages() {
                         let takes_any = has_time && self.cache.takes_any();
                         if batch.keeps && (takes_any || self.source.is_written_again(page)) {

@@ -176,6 +176,8 @@ pub(crate) struct Path {
     pub(crate) is_filled: bool,
     /// Most of that the network has not taken: neither the sender is what limits, nor the target.
     pub(crate) is_full: bool,
+    /// What the network carries of anything, as far as the kernel knows.
+    pub(crate) network_bytes_per_s: Option<f64>,
     /// The guest is paused: nothing is tried.
     pub(crate) is_paused: bool,
     /// Of some of the pages it is known what the target has. They show nothing of the path, and as they are they would be many
@@ -644,7 +646,7 @@ impl Chooser {
     }
 
     /// Whether the network is what limits of late, neither the sender nor the target.
-    fn network_limits(&self) -> bool {
+    pub(crate) fn network_limits(&self) -> bool {
         self.full_share >= FULL_SHARE_MIN
     }
 
@@ -670,8 +672,17 @@ impl Chooser {
             _ => (LOOK_FIRST_UNSURE, LOOK_INTERVAL),
         };
         let due = self.looked.max(self.raw.last).map_or(first, |last| last + interval);
-        let is_limited = limited_by_cap || self.network_limits();
+        // Pages as they are would come no sooner than the network carries them.
+        let is_too_narrow =
+            path.network_bytes_per_s.is_some_and(|rate| !self.may_be_soonest(now, rate, GLIMPSE_FACTOR));
+        let is_limited = limited_by_cap || self.network_limits() || is_too_narrow;
         self.compress == Compress::Auto && !path.is_paused && !is_limited && now >= due
+    }
+
+    /// Whether pages as they are, of which the path carries so much, take less than so many times as long as pages do now.
+    fn may_be_soonest(&self, now: Duration, bytes_per_s: f64, factor: f64) -> bool {
+        let encoded_ns = self.time_beside_raw(self.current, self.bandwidth).min(1e9 / self.content_rate(now));
+        1e9 / bytes_per_s < encoded_ns * factor
     }
 
     /// How a look goes on.
@@ -679,10 +690,7 @@ impl Chooser {
         // Nothing may be known: they had many zero pages among them, or were too fast.
         let may_be_soonest_within = |factor: f64| {
             let rate = self.raw.rate.bytes_per_s();
-            rate.is_none_or(|rate| {
-                let encoded_ns = self.time_beside_raw(self.current, self.bandwidth).min(1e9 / self.content_rate(now));
-                1e9 / rate < encoded_ns * factor
-            })
+            rate.is_none_or(|rate| self.may_be_soonest(now, rate, factor))
         };
         let goes_on = match look {
             _ if is_paused => None,
@@ -879,6 +887,7 @@ mod tests {
             encodings: Encodings::ALL,
             is_filled: true,
             is_full: false,
+            network_bytes_per_s: None,
             is_paused: false,
             may_be_deltas: false,
         }
@@ -1300,17 +1309,22 @@ mod tests {
     }
 
     #[test]
-    fn where_the_network_limits_no_pages_go_as_they_are_to_look_at_it() {
-        for is_full in [true, false] {
+    fn where_the_network_limits_or_is_too_narrow_no_pages_go_as_they_are_to_look_at_it() {
+        // 4 MiB take 10 ms: as they are they would come sooner over the widest of these.
+        let networks =
+            [(true, None, false), (false, None, true), (false, Some(117e6), false), (false, Some(2e9), true)];
+        for (is_full, network_bytes_per_s, may_look) in networks {
             let mut chooser = Chooser::new(Compress::Auto, true, 1.5);
             let looks = (0..400_u64).filter(|at| {
-                chooser.plan(ms(at * 10), &Path { is_full, ..path(117e6) });
+                chooser.plan(ms(at * 10), &Path { is_full, network_bytes_per_s, ..path(117e6) });
                 // By its own account the sender takes about as long as the path.
                 chooser.encoded(ms(at * 10), chooser.current, None, &costs(4 << 20, 0.5, 6.0));
+                let (from, to) = (at << 22, (at + 1) << 22);
+                chooser.handed(ms(at * 10 + 10), &handed(ms(at * 10), ms(10), false, from, to));
                 chooser.look.take().is_some()
             });
             let looks = looks.count();
-            assert_eq!(looks > 0, !is_full, "{looks} looks, and the network limits: {is_full}");
+            assert_eq!(looks > 0, may_look, "{looks} looks: {is_full}, {network_bytes_per_s:?}");
         }
     }
 
