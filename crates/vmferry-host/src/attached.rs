@@ -19,7 +19,7 @@ use crate::direct_reads::DirectReads;
 use crate::guard::{Guard, GuardProgram};
 use crate::link::LinkError;
 use crate::memory::GuestMemory;
-use crate::qemu::{Finding, Inspection, QemuGuest, RamAccess, Settings, Severity};
+use crate::qemu::{Facts, Finding, Inspection, QemuGuest, RamAccess, RamFacts, Settings, Severity};
 use crate::spaces::Ownership;
 use crate::stop_time::{StopTime, Turns};
 use crate::throttle::{Throttle, ThrottleError, ThrottleWay};
@@ -65,11 +65,12 @@ impl QemuSource {
     pub fn attach(qmp: &Path, pid: Option<u32>, guard: Option<&GuardProgram>) -> Result<Self, VmmError> {
         let mut guest = QemuGuest::connect(qmp, pid)?;
         let tracking = tracking_finding(guest.pid());
-        let ram = match guest.ram(RamAccess::Read) {
+        let found = guest.ram_facts()?;
+        let ram = match guest.open_ram(&found, RamAccess::Read) {
             Ok(ram) if tracking.severity != Severity::Unfit => ram,
             other => {
                 // With all reasons.
-                refuse_unfit(&mut guest, tracking.clone())?;
+                refuse_unfit(&mut guest, &found, tracking.clone())?;
                 other?
             }
         };
@@ -82,10 +83,10 @@ impl QemuSource {
             // guest can be moved at all; if not, the tracking ends with this.
             let tracker = scope.spawn(move || Tracker::attach(pid, regions));
             let asked = (|| {
-                refuse_unfit(&mut guest, tracking)?;
+                let facts = refuse_unfit(&mut guest, &found, tracking)?;
                 let memory = GuestMemory::from_qemu(ram, RamAccess::Read)?;
-                let reads_directly = guest.reads_disks_directly()?;
-                Ok::<_, VmmError>((memory, reads_directly, guest.source().save_settings()?))
+                let settings = guest.source().save_settings_beside(&facts)?;
+                Ok::<_, VmmError>((memory, facts.disks_are_read_directly, settings))
             })();
             (tracker.join().unwrap_or_else(|panic| resume_unwind(panic)), asked)
         });
@@ -178,13 +179,13 @@ impl QemuSource {
 /// # Errors
 /// [`VmmError`], where the guest cannot even be looked at.
 pub fn inspect(guest: &mut QemuGuest) -> Result<Inspection, VmmError> {
-    let tracking = tracking_finding(guest.pid());
-    inspect_beside(guest, tracking)
+    let (tracking, ram) = (tracking_finding(guest.pid()), guest.ram_facts()?);
+    inspect_beside(guest, &ram, tracking)
 }
 
 /// The same, with what was found of the process.
-fn inspect_beside(guest: &mut QemuGuest, tracking: Finding) -> Result<Inspection, VmmError> {
-    let mut inspection = guest.inspect()?;
+fn inspect_beside(guest: &mut QemuGuest, ram: &RamFacts, tracking: Finding) -> Result<Inspection, VmmError> {
+    let mut inspection = Inspection::new(guest.facts(ram)?);
     inspection.push(tracking);
     Ok(inspection)
 }
@@ -203,10 +204,10 @@ fn tracking_finding(pid: u32) -> Finding {
 }
 
 /// Refuses a guest that inspection finds unfit, with all reasons. What is found of its process is known already.
-fn refuse_unfit(guest: &mut QemuGuest, tracking: Finding) -> Result<(), VmmError> {
-    let inspection = inspect_beside(guest, tracking)?;
+fn refuse_unfit(guest: &mut QemuGuest, ram: &RamFacts, tracking: Finding) -> Result<Facts, VmmError> {
+    let inspection = inspect_beside(guest, ram, tracking)?;
     if inspection.can_be_moved() {
-        return Ok(());
+        return Ok(inspection.facts);
     }
     let unfit = inspection.findings.iter().filter(|finding| finding.severity == Severity::Unfit);
     let reasons: Vec<String> =

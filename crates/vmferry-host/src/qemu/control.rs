@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::facts;
+use super::facts::{self, Facts};
 use super::guest::QemuError;
 use crate::qmp::{Event, QmpClient, QmpError, VersionTriple};
 
@@ -256,6 +256,15 @@ impl<'a> Source<'a> {
     /// [`ControlError`].
     pub fn save_settings(&mut self) -> Result<Settings, ControlError> {
         save_settings(self.qmp)
+    }
+
+    /// The same, right after all else was asked for.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn save_settings_beside(&mut self, facts: &Facts) -> Result<Settings, ControlError> {
+        let was_running = facts.run_state == "running";
+        Ok(Settings { capabilities: facts.capabilities.clone(), parameters: parameters(self.qmp)?, was_running })
     }
 
     /// Puts the settings back. Not possible while a migration is active. What is as it was is not touched.

@@ -10,25 +10,27 @@ const HOST_DEVICES: &str = "host_";
 /// Passes the guest's commands on to the kernel, which reads straight into guest RAM.
 const PASSED_ON: &str = "nvme-io_uring";
 
-/// Whether some of the guest's disks may be read straight into guest RAM.
-pub(super) fn are_read_directly(qmp: &mut QmpClient) -> Result<bool, QemuError> {
-    let read_directly = |node: &Value| is_read_directly(node).ok_or_else(unexpected);
-    nodes(qmp)?.iter().try_fold(false, |any, node| Ok(any | read_directly(node)?))
+/// The guest's disks.
+pub(super) struct Disks {
+    /// The block drivers in use, sorted.
+    pub(super) drivers: Vec<String>,
+    /// Whether some of them may be read straight into guest RAM.
+    pub(super) are_read_directly: bool,
 }
 
-/// The block drivers in use, sorted.
-pub(super) fn drivers(qmp: &mut QmpClient) -> Result<Vec<String>, QemuError> {
-    let driver = |node: &Value| Ok(node.get("drv").and_then(Value::as_str).ok_or_else(unexpected)?.to_owned());
-    let mut drivers = nodes(qmp)?.iter().map(driver).collect::<Result<Vec<_>, QemuError>>()?;
-    drivers.sort();
-    drivers.dedup();
-    Ok(drivers)
-}
-
-fn nodes(qmp: &mut QmpClient) -> Result<Vec<Value>, QemuError> {
-    match qmp.execute_with("query-named-block-nodes", json!({ "flat": true }))? {
-        Value::Array(nodes) => Ok(nodes),
-        _ => Err(unexpected()),
+impl Disks {
+    pub(super) fn of(qmp: &mut QmpClient) -> Result<Self, QemuError> {
+        let Value::Array(nodes) = qmp.execute_with("query-named-block-nodes", json!({ "flat": true }))? else {
+            return Err(unexpected());
+        };
+        let mut disks = Self { drivers: Vec::new(), are_read_directly: false };
+        for node in &nodes {
+            disks.drivers.push(node.get("drv").and_then(Value::as_str).ok_or_else(unexpected)?.to_owned());
+            disks.are_read_directly |= is_read_directly(node).ok_or_else(unexpected)?;
+        }
+        disks.drivers.sort();
+        disks.drivers.dedup();
+        Ok(disks)
     }
 }
 

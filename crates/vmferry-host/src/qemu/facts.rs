@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::disks;
+use super::disks::Disks;
 use super::guest::QemuError;
 use super::ram::{self, FileMapping, Mapping, RamAccess, Wanted};
 use crate::qmp::{QmpClient, VersionTriple};
@@ -59,6 +59,10 @@ pub struct Facts {
     pub network_backends: Vec<String>,
     /// Block drivers in use, as `file` and `qcow2`.
     pub disk_drivers: Vec<String>,
+    /// Whether some of the guest's disks may be read straight into guest RAM, past the page tables (`cache.direct=on`, or SCSI
+    /// commands that are passed on). Such writes to guest RAM may be tracked before they happen: see
+    /// [`Source::wait_for_requests`](super::Source::wait_for_requests).
+    pub disks_are_read_directly: bool,
     /// Balloon devices that report free pages.
     pub free_page_reporting: Vec<String>,
 }
@@ -101,6 +105,7 @@ pub struct Device {
 }
 
 /// A memory backend before its mapping is looked for.
+#[derive(Debug)]
 pub(super) struct BackendBlock {
     pub(super) id: String,
     pub(super) kind: String,
@@ -129,22 +134,47 @@ impl BackendBlock {
 }
 
 /// The backends in use and the other blocks.
+#[derive(Debug)]
 pub(super) struct Blocks {
     pub(super) backends: Vec<BackendBlock>,
     pub(super) other_ram: Vec<OtherRam>,
     pub(super) known: bool,
+    /// All user-created objects, the backends among them.
+    pub(super) objects: Vec<Device>,
 }
 
-/// Asks for everything.
-pub(super) fn collect(qmp: &mut QmpClient, pid: u32) -> Result<Facts, QemuError> {
-    let version = version(qmp)?;
-    let blocks = blocks(qmp)?;
-    let mappings = ram::read_maps(pid)?;
-    let backends = blocks
+/// What QEMU says of its RAM, and what its process maps.
+#[derive(Debug)]
+pub struct RamFacts {
+    pub(super) blocks: Blocks,
+    pub(super) mappings: Vec<FileMapping>,
+}
+
+impl RamFacts {
+    pub(super) fn of(qmp: &mut QmpClient, pid: u32) -> Result<Self, QemuError> {
+        Ok(Self { blocks: blocks(qmp)?, mappings: ram::read_maps(pid)? })
+    }
+}
+
+/// What does not change as long as a QEMU runs, and how many processors it had at the beginning.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub(super) version: VersionTriple,
+    pub(super) package: String,
+    pub(super) machine: String,
+    pub(super) pid: u32,
+    pub(super) vcpus: u32,
+}
+
+/// Asks for everything else.
+pub(super) fn collect(qmp: &mut QmpClient, identity: &Identity, ram: &RamFacts) -> Result<Facts, QemuError> {
+    let Identity { version, package, machine, pid, vcpus } = identity.clone();
+    let backends = ram
+        .blocks
         .backends
         .iter()
         .map(|block| {
-            let located = block.locate(pid, &mappings, RamAccess::Read);
+            let located = block.locate(pid, &ram.mappings, RamAccess::Read);
             let (mapping, mapping_problem) = match located {
                 Ok((mapping, _file)) => (Some(mapping), None),
                 Err(error) => (None, Some(with_cause(&error))),
@@ -168,32 +198,38 @@ pub(super) fn collect(qmp: &mut QmpClient, pid: u32) -> Result<Facts, QemuError>
             free_page_reporting.push(device.path.clone());
         }
     }
+    let disks = Disks::of(qmp)?;
     Ok(Facts {
-        version: version.0,
-        package: version.1,
+        version,
+        package,
         pid,
-        machine: machine(qmp)?,
+        machine,
         name: optional(qmp, "query-name")?
             .and_then(|answer| Some(answer.get("name")?.as_str()?.to_owned()))
             .filter(|name| !name.is_empty()),
-        vcpus: u32::try_from(vcpu_threads(qmp)?.len()).unwrap_or(u32::MAX),
+        vcpus,
         run_state: run_state(qmp)?,
         migration_status: migration.get("status").and_then(Value::as_str).map(str::to_owned),
         blocked_reasons: strings(migration.get("blocked-reasons")),
         capabilities: capabilities(qmp)?,
         backends,
-        other_ram: blocks.other_ram,
-        ram_blocks_known: blocks.known,
+        other_ram: ram.blocks.other_ram.clone(),
+        ram_blocks_known: ram.blocks.known,
         devices: tree.devices,
         devices_incomplete: tree.incomplete,
-        objects: objects(qmp)?,
-        disk_drivers: disks::drivers(qmp)?,
+        objects: ram.blocks.objects.clone(),
+        disk_drivers: disks.drivers,
+        disks_are_read_directly: disks.are_read_directly,
         network_backends: hmp(qmp, "info network")?.map_or_else(Vec::new, |text| network_backends(&text)),
         free_page_reporting,
     })
 }
 
+/// From QEMU's greeting, where there was one on this connection.
 pub(super) fn version(qmp: &mut QmpClient) -> Result<(VersionTriple, String), QemuError> {
+    if let Some(version) = qmp.version() {
+        return Ok((version.qemu, version.package.clone()));
+    }
     let answer = qmp.execute("query-version")?;
     let version: crate::qmp::GreetingVersion =
         serde_json::from_value(answer).map_err(|error| QemuError::unexpected("query-version", &error.to_string()))?;
@@ -237,7 +273,7 @@ pub(super) fn blocks(qmp: &mut QmpClient) -> Result<Blocks, QemuError> {
     if memdevs.len() > MAX_BACKENDS {
         return Err(QemuError::unexpected("query-memdev", &format!("more than {MAX_BACKENDS} backends")));
     }
-    let kinds = objects(qmp)?;
+    let objects = children(qmp, "/objects")?.unwrap_or_default();
     let mut backends = Vec::new();
     for memdev in memdevs {
         // Optional since it is the QOM path's last component, which an embedded backend need not have.
@@ -257,7 +293,7 @@ pub(super) fn blocks(qmp: &mut QmpClient) -> Result<Blocks, QemuError> {
         };
         backends.push(BackendBlock {
             id: id.to_owned(),
-            kind: kinds
+            kind: objects
                 .iter()
                 .find(|object| object.path == path)
                 .map_or_else(String::new, |object| object.kind.clone()),
@@ -279,11 +315,7 @@ pub(super) fn blocks(qmp: &mut QmpClient) -> Result<Blocks, QemuError> {
         })
         .map(|line| OtherRam { name: line.name, bytes: line.used_bytes })
         .collect();
-    Ok(Blocks { backends, other_ram, known })
-}
-
-fn objects(qmp: &mut QmpClient) -> Result<Vec<Device>, QemuError> {
-    Ok(children(qmp, "/objects")?.unwrap_or_default())
+    Ok(Blocks { backends, other_ram, known, objects })
 }
 
 /// The children of a node; `None` if there is no such node (a device may be unplugged meanwhile).

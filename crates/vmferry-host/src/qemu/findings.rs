@@ -464,6 +464,7 @@ mod tests {
             objects: vec![Device { path: "/objects/ram".into(), kind: "memory-backend-file".into() }],
             network_backends: vec!["tap".into()],
             disk_drivers: vec!["file".into(), "qcow2".into()],
+            disks_are_read_directly: false,
             free_page_reporting: vec![],
         }
     }

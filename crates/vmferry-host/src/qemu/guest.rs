@@ -8,10 +8,9 @@ use rustix::process::{Pid, PidfdFlags};
 use vmferry_core::pages::{LayoutError, RamBlock, RamLayout};
 
 use super::control::{ControlError, Source, Target};
-use super::disks;
-use super::facts::{self, Facts};
+use super::facts::{self, Facts, Identity, RamFacts};
 use super::findings::Inspection;
-use super::ram::{self, GuestRam, GuestRamBlock, RamAccess, RamError};
+use super::ram::{GuestRam, GuestRamBlock, RamAccess, RamError};
 use crate::qmp::{QmpClient, QmpError, VersionTriple};
 
 /// Why a QEMU cannot be connected to or looked at.
@@ -84,11 +83,8 @@ impl QemuError {
 #[derive(Debug)]
 pub struct QemuGuest {
     qmp: QmpClient,
-    pid: u32,
     pidfd: OwnedFd,
-    version: VersionTriple,
-    machine: String,
-    vcpus: u32,
+    identity: Identity,
 }
 
 impl QemuGuest {
@@ -106,7 +102,7 @@ impl QemuGuest {
     /// # Errors
     /// [`QemuError`].
     pub fn from_client(mut qmp: QmpClient, pid: Option<u32>) -> Result<Self, QemuError> {
-        let (version, _package) = facts::version(&mut qmp)?;
+        let (version, package) = facts::version(&mut qmp)?;
         let machine = facts::machine(&mut qmp)?;
         let threads = facts::vcpu_threads(&mut qmp)?;
         let pid = match pid.or_else(|| qmp.peer_pid()) {
@@ -123,7 +119,7 @@ impl QemuGuest {
             result => (pid, result?),
         };
         let vcpus = u32::try_from(threads.len()).unwrap_or(u32::MAX);
-        Ok(Self { qmp, pid, pidfd, version, machine, vcpus })
+        Ok(Self { qmp, pidfd, identity: Identity { version, package, machine, pid, vcpus } })
     }
 
     /// Whether the process has the guest's vCPU threads, or (in a process namespace of its own) maps its RAM. The
@@ -134,15 +130,14 @@ impl QemuGuest {
         if !threads.is_empty() && threads.iter().all(|thread| task.join(thread.to_string()).exists()) {
             return Ok(pidfd);
         }
-        let blocks = facts::blocks(qmp)?;
-        let mappings = ram::read_maps(pid)?;
+        let RamFacts { blocks, mappings } = RamFacts::of(qmp, pid)?;
         let mapped = blocks.backends.iter().any(|block| block.locate(pid, &mappings, RamAccess::Read).is_ok());
         if mapped { Ok(pidfd) } else { Err(QemuError::WrongProcess { pid, name: process_name(pid) }) }
     }
 
     /// QEMU's process.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.identity.pid
     }
 
     /// A descriptor of QEMU's process; readable once it has ended.
@@ -152,17 +147,17 @@ impl QemuGuest {
 
     /// QEMU's version.
     pub fn version(&self) -> VersionTriple {
-        self.version
+        self.identity.version
     }
 
     /// The machine type with its version, as `pc-q35-7.2-machine`. Source and target must have the same.
     pub fn machine(&self) -> &str {
-        &self.machine
+        &self.identity.machine
     }
 
     /// How many virtual CPUs the guest has.
     pub fn vcpus(&self) -> u32 {
-        self.vcpus
+        self.identity.vcpus
     }
 
     /// The threads of the virtual CPUs, as they are numbered here; fewer than CPUs where several share one.
@@ -172,7 +167,7 @@ impl QemuGuest {
     pub fn vcpu_threads(&mut self) -> Result<Vec<u32>, QemuError> {
         let named = facts::vcpu_threads(&mut self.qmp)?;
         let mut threads = Vec::new();
-        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten() {
+        for entry in std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten() {
             let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
             // QEMU may be in a process namespace of its own: the last number is that by which it knows the thread.
             let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
@@ -204,12 +199,12 @@ impl QemuGuest {
         facts::run_state(&mut self.qmp)
     }
 
-    /// Asks for everything that [`super::check`] judges. Takes some tens of milliseconds, mostly for the device tree.
+    /// Asks for everything that [`super::check`] judges. Takes some milliseconds, mostly for the device tree.
     ///
     /// # Errors
     /// [`QemuError`].
-    pub fn facts(&mut self) -> Result<Facts, QemuError> {
-        facts::collect(&mut self.qmp, self.pid)
+    pub fn facts(&mut self, ram: &RamFacts) -> Result<Facts, QemuError> {
+        facts::collect(&mut self.qmp, &self.identity, ram)
     }
 
     /// Collects the facts and judges them.
@@ -217,17 +212,16 @@ impl QemuGuest {
     /// # Errors
     /// [`QemuError`], where the guest cannot even be looked at.
     pub fn inspect(&mut self) -> Result<Inspection, QemuError> {
-        Ok(Inspection::new(self.facts()?))
+        let ram = self.ram_facts()?;
+        Ok(Inspection::new(self.facts(&ram)?))
     }
 
-    /// Whether some of the guest's disks may be read straight into guest RAM, past the page tables (`cache.direct=on`, or
-    /// SCSI commands that are passed on). Such writes to guest RAM may be tracked before they happen: see
-    /// [`Source::wait_for_requests`].
+    /// Asks for guest RAM.
     ///
     /// # Errors
     /// [`QemuError`].
-    pub fn reads_disks_directly(&mut self) -> Result<bool, QemuError> {
-        disks::are_read_directly(&mut self.qmp)
+    pub fn ram_facts(&mut self) -> Result<RamFacts, QemuError> {
+        RamFacts::of(&mut self.qmp, self.identity.pid)
     }
 
     /// Finds all guest RAM and opens the files behind it.
@@ -235,15 +229,23 @@ impl QemuGuest {
     /// # Errors
     /// [`QemuError`], also where a block is not a shared file.
     pub fn ram(&mut self, access: RamAccess) -> Result<GuestRam, QemuError> {
-        let backends = facts::blocks(&mut self.qmp)?.backends;
-        let mappings = ram::read_maps(self.pid)?;
+        let facts = self.ram_facts()?;
+        self.open_ram(&facts, access)
+    }
+
+    /// Opens the files behind guest RAM, as it was found a moment ago.
+    ///
+    /// # Errors
+    /// [`QemuError`], also where a block is not a shared file.
+    pub fn open_ram(&self, facts: &RamFacts, access: RamAccess) -> Result<GuestRam, QemuError> {
+        let backends = &facts.blocks.backends;
         let mut blocks = Vec::with_capacity(backends.len());
         for backend in backends {
             if !backend.share {
-                return Err(QemuError::RamNotShared { block: backend.id, kind: backend.kind });
+                return Err(QemuError::RamNotShared { block: backend.id.clone(), kind: backend.kind.clone() });
             }
-            let (mapping, file) = backend.locate(self.pid, &mappings, access)?;
-            blocks.push(GuestRamBlock { id: backend.id, mapping, file });
+            let (mapping, file) = backend.locate(self.identity.pid, &facts.mappings, access)?;
+            blocks.push(GuestRamBlock { id: backend.id.clone(), mapping, file });
         }
         let list = blocks.iter().map(|block| RamBlock { id: block.id.clone(), bytes: block.mapping.bytes });
         let layout = RamLayout::new(list.collect())?;

@@ -32,7 +32,7 @@ pub use control::{
     ControlError, MigrationStatus, Paused, Settings, Source, Target, UNLIMITED_BANDWIDTH_BYTES_PER_S,
     UNLIMITED_DOWNTIME_MS,
 };
-pub use facts::{Backend, Device, Facts, MAX_QOM_NODES, OtherRam};
+pub use facts::{Backend, Device, Facts, MAX_QOM_NODES, OtherRam, RamFacts};
 pub use findings::{Finding, Inspection, Severity, check};
 pub use guest::{QemuError, QemuGuest};
 pub use processor::{
