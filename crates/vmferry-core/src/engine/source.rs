@@ -72,6 +72,9 @@ const SCAN_TIME_PARTS: u32 = 4;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
 /// epoch is waited for.
 const SCAN_MIN_PAGES: u64 = 64;
+/// And where more was under way at the scan before, one comes as soon as what the path carries in so long is left of that: the pause
+/// may be what is waited for.
+const ARRIVED_TIME: Duration = Duration::from_millis(4);
 /// The pages chosen at a scan should last until the next one, also if the path is so much faster than measured.
 const PLAN_MARGIN: f64 = 1.5;
 /// At most so many pages, and this part of the guest's, are sent in the first pass to learn what a page costs that was sent
@@ -384,6 +387,8 @@ struct Push {
     pass_length: u64,
     /// Nothing is left to send before the next scan.
     drained: bool,
+    /// At the last scan there was more under way than can be waited for in no time.
+    awaits_arrival: bool,
     /// Pages to learn from, to be sent next; `None` until they are chosen, after each scan.
     probes: Option<VecDeque<Vec<PageRun>>>,
 }
@@ -399,6 +404,7 @@ impl Push {
             pass_pages: 0,
             pass_length: pending_pages,
             drained: false,
+            awaits_arrival: false,
             probes: None,
         }
     }
@@ -1280,6 +1286,12 @@ impl Source {
         }
     }
 
+    /// Whether next to nothing is under way.
+    fn has_arrived(&self) -> bool {
+        let carried = self.bandwidth().map_or(0.0, |rate| rate * ARRIVED_TIME.as_secs_f64());
+        self.in_flight_bytes() as f64 <= carried
+    }
+
     fn window_open(&self) -> bool {
         self.in_flight_bytes() < self.window_bytes()
     }
@@ -1559,8 +1571,9 @@ impl Source {
         }
         let runs = self.next_chunk(now);
         if runs.is_empty() {
+            let has_arrived = self.has_arrived();
             let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
-            let scan_now = !push.drained && pages_since_scan >= SCAN_MIN_PAGES;
+            let scan_now = !push.drained && pages_since_scan >= SCAN_MIN_PAGES || push.awaits_arrival && has_arrived;
             push.drained = true;
             return scan_now.then(|| self.act(Action::Scan { relaxed: true }));
         }
@@ -1752,6 +1765,7 @@ impl Source {
             }
             return;
         }
+        let has_arrived = self.has_arrived();
         let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
         let predicting = self.rules.order == SendOrder::ColdestFirst && !self.seen.is_empty();
         let cold_is_sent = predicting && self.pending.is_subset_of(&self.seen);
@@ -1767,6 +1781,7 @@ impl Source {
             }
         }
         (push.warm, push.probes, push.pages_since_scan, push.drained) = (None, None, 0, false);
+        push.awaits_arrival = !has_arrived;
         if cold_is_sent {
             // What is held, and what is expected beside it, is a fact for the decision.
             let warm = self.plan_warm(now);

@@ -71,10 +71,11 @@ impl Predictive {
     }
 
     /// Whether one more pass would shorten the pause by more than its own worth: it adds little to the time spent so far, leaves
-    /// markedly less, and that matters beside what it takes.
+    /// markedly less, and that matters beside what it takes. What is under way arrives meanwhile, so that a pass of no page at all
+    /// can pay, too.
     fn another_pass_pays(facts: &Facts) -> bool {
         let Some(bandwidth) = facts.bandwidth_bytes_per_s else { return false };
-        if facts.unheld_pages == 0 {
+        if facts.unheld_pages == 0 && facts.in_flight_bytes == 0 {
             return false;
         }
         let page_bytes = facts.mean_pending_bytes() / facts.pending_pages.max(1) as f64;
@@ -83,18 +84,20 @@ impl Predictive {
         let fresh = facts.fresh_pages_per_epoch as f64 * pass_s / facts.epoch.as_secs_f64();
         // In pages that are sent for the first time.
         let worth = |pages: f64, new: u64| new as f64 + (pages - new as f64) * facts.rewrite_share;
-        let again = fresh.min(facts.unheld_pages as f64);
-        let left = worth(held as f64 + again, facts.held_new_pages.min(held));
         let now = worth(facts.pending_pages as f64, facts.new_pages.min(facts.pending_pages));
-        let again_s = again * facts.rewrite_share * page_bytes / bandwidth;
         let then = Facts {
-            pending_pages: held + (fresh as u64).min(facts.unheld_pages),
+            pending_pages: held + fresh as u64,
             new_pages: facts.held_new_pages.min(held),
+            // The pages of the pass fill the path as long as it sends them.
+            in_flight_bytes: (facts.in_flight_bytes as f64 - bandwidth * facts.epoch.as_secs_f64()).max(0.0) as u64,
             ..*facts
         };
+        let under_way = |facts: &Facts| facts.in_flight_bytes as f64 / facts.sizes.mean_bytes(PageClass::New);
+        let left = worth(held as f64 + fresh, then.new_pages) + under_way(&then);
+        let again_s = fresh * facts.rewrite_share * page_bytes / bandwidth;
         let pause_s = |facts: &Facts| facts.expected_downtime().map_or(f64::MAX, |pause| pause.as_secs_f64());
         let gain_s = pause_s(facts) - pause_s(&then);
-        left <= now * GAIN_FACTOR
+        left <= (now + under_way(facts)) * GAIN_FACTOR
             && gain_s >= pass_s * GAIN_TIME_SHARE
             && again_s <= facts.pushing_for.as_secs_f64() * EXTRA_TIME_SHARE
     }
