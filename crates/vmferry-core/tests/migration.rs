@@ -969,6 +969,33 @@ fn long_scans_are_made_less_often() {
     }
 }
 
+/// Where the path or the target became slower than it was, much is under way at the end: the guest was paused for all of it.
+#[test]
+fn what_is_under_way_arrives_before_the_guest_is_paused() {
+    for seed in 0..6 {
+        let idle = Guest { writes_per_ms: 0, ..calm() };
+        let mut world = World::new(seed, idle, 16e6, Fault::None, Arm::DEFAULT);
+        let config = SourceConfig {
+            downtime_limit: Duration::from_secs(1),
+            epoch: Duration::from_millis(50),
+            ..source_config(seed, true, false)
+        };
+        world.source = Source::new(config, Box::new(NoPrediction), PolicySpec::Vmferry.build(PATIENCE));
+        let (mut under_way, mut most) = (0, 0);
+        while world.source_runs {
+            under_way = world.source.in_flight_bytes();
+            most = under_way.max(most);
+            if world.source.report(world.now).pages.sent > 200 {
+                world.rate_bytes_per_s = 4e6;
+            }
+            world.step();
+        }
+        // 150 ms of the slow path, and 25.
+        assert!(most > 600_000 && under_way < 100_000, "seed {seed}: {under_way} bytes, at most {most}");
+        assert_eq!(world.migrate().0.outcome, OutcomeKind::Completed);
+    }
+}
+
 /// A driver that lost the connection while it sent pages heard a confirmation of bytes that it had not reported yet, and
 /// the report blamed the target for it.
 #[test]

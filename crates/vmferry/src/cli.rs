@@ -285,6 +285,9 @@ pub(crate) struct DemoArgs {
     /// The guest's RAM
     #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = units::bytes)]
     pub(crate) memory: u64,
+    /// How much of it the guest ever writes, in percent [default: 75; with --vmm qemu 50, which is the most there]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) used: Option<u8>,
     /// The part of it that the guest keeps rewriting, in the patterns hot and phases
     #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = units::bytes)]
     pub(crate) hot: u64,

@@ -365,6 +365,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_under_way_is_waited_for_where_little_is_written_meanwhile() {
+        let under_way = |in_flight_bytes, fresh_pages_per_epoch| Facts {
+            pending_pages: 100,
+            downtime_limit: Duration::from_millis(300),
+            in_flight_bytes,
+            fresh_pages_per_epoch,
+            ..facts()
+        };
+        // 100 ms of the path, of which half arrives in an epoch.
+        assert_eq!(policy().decide(Moment::Scan, &under_way(10_000_000, 10)), Decision::Push);
+        assert_eq!(policy().decide(Moment::Scan, &under_way(10_000_000, 1000)), Decision::Pause, "as much is written");
+        assert_eq!(policy().decide(Moment::Scan, &under_way(300_000, 0)), Decision::Pause, "it is 3 ms");
+        let waits = |policy: &mut Predictive| policy.decide(Moment::PassEnd, &under_way(10_000_000, 10));
+        let mut policy = policy();
+        let times = (0..20).take_while(|_| waits(&mut policy) == Decision::Push).count();
+        assert_eq!(times, EXTRA_PASSES_MAX as usize, "it is not waited for ever");
+    }
+
+    #[test]
     fn hot_pages_are_not_sent_while_no_pause_is_near_but_now_and_then() {
         let mut policy = policy();
         let budget = facts().budget_pages();

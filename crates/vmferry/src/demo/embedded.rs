@@ -5,11 +5,11 @@ use vmferry_core::engine::OutcomeKind;
 use vmferry_host::control::Controls;
 use vmferry_host::{Cancel, EmbeddedGuest, EmbeddedSource, EmbeddedTarget, GuestProgram, MigrateOptions, pages_in};
 
-use super::{DemoReport, GuestReport, move_guest, parameters};
+use super::{DemoReport, GuestReport, move_guest, parameters, used_bytes};
 use crate::cli::DemoArgs;
 
-/// The guest uses three quarters of its RAM; the rest stays untouched, as in most guests.
-const USED_SHARE: (u64, u64) = (3, 4);
+/// The guest uses so much of its RAM; the rest stays untouched, as in most guests.
+const USED_PERCENT: u8 = 75;
 
 pub(super) fn run(
     args: &DemoArgs,
@@ -21,7 +21,7 @@ pub(super) fn run(
         program: std::env::current_exe().context("cannot find the vmferry program to start its guest")?,
         arguments: vec!["embedded-guest".into()],
     };
-    let parameters = parameters(args, pages_in(args.memory / USED_SHARE.1 * USED_SHARE.0))?;
+    let parameters = parameters(args, pages_in(used_bytes(args, USED_PERCENT)))?;
     let guest = EmbeddedGuest::start(&program, args.memory, &parameters)?;
     let waiting = EmbeddedGuest::start_incoming(&program, args.memory, &parameters)?;
     let mut source = EmbeddedSource::attach(guest)?;

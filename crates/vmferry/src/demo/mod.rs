@@ -98,6 +98,11 @@ fn tell(args: &DemoArgs, report: &DemoReport) -> anyhow::Result<ExitCode> {
     Ok(crate::exit_code(report.migration.outcome))
 }
 
+/// So much of its RAM the guest writes at all.
+fn used_bytes(args: &DemoArgs, default_percent: u8) -> u64 {
+    args.memory.saturating_mul(u64::from(args.used.unwrap_or(default_percent))) / 100
+}
+
 /// The guest's work, from the command line, with so many bytes to write in.
 fn parameters(args: &DemoArgs, pages: u64) -> anyhow::Result<Parameters> {
     let parameters = Parameters {

@@ -16,7 +16,7 @@ use vmferry_guest::Parameters;
 use vmferry_host::control::Controls;
 use vmferry_host::{Cancel, MigrateOptions, QemuSource, QemuTarget, SelfCheck};
 
-use super::{DemoReport, GuestReport, move_guest, parameters};
+use super::{DemoReport, GuestReport, move_guest, parameters, used_bytes};
 use crate::cli::DemoArgs;
 use crate::migrate::guard_program;
 
@@ -24,8 +24,8 @@ use crate::migrate::guard_program;
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long anything else may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// The part of RAM that the guest's writer uses; Linux needs the rest.
-const USED_SHARE: (u64, u64) = (1, 2);
+/// The most of RAM that the guest's writer uses; Linux needs the rest.
+const USED_PERCENT: u8 = 50;
 /// The least RAM that Linux and the writer start with.
 const MEMORY_MIN_BYTES: u64 = 160 << 20;
 /// Serial lines kept.
@@ -40,8 +40,11 @@ pub(super) fn run(
     if args.memory < MEMORY_MIN_BYTES {
         return Err(crate::usage_error("--memory must be at least 160MiB for a Linux guest"));
     }
+    if args.used.is_some_and(|percent| percent > USED_PERCENT) {
+        return Err(crate::usage_error(format!("--used can be at most {USED_PERCENT} with a Linux guest")));
+    }
     let tools = Tools::find(args)?;
-    let parameters = parameters(args, args.memory / USED_SHARE.1 * USED_SHARE.0 / PAGE_BYTES)?;
+    let parameters = parameters(args, used_bytes(args, USED_PERCENT) / PAGE_BYTES)?;
     let mut source_vm = Vm::start(&tools, args.memory, &parameters, "source")?;
     source_vm.wait_for("ready", BOOT_TIMEOUT, cancel)?;
     source_vm.wait_for("tick", ANSWER_TIMEOUT, cancel)?;
