@@ -68,11 +68,44 @@ impl Sent {
     }
 }
 
+/// How far all connections together have got since some time.
+#[derive(Debug, Default)]
+struct Progress {
+    acked_bytes: u64,
+    /// Of all of them, added up,
+    busy_us: u64,
+    /// and of the one that was busy longest: they are side by side, most of the time.
+    longest_busy_us: u64,
+    window_limited_us: u64,
+}
+
+impl Progress {
+    /// `before`: as they were then; connections that are new since are missing in it.
+    fn since(before: &[Sent], now: &[Sent]) -> Self {
+        let unknown = std::iter::repeat(Sent::default());
+        let mut progress = Self::default();
+        for (now, before) in now.iter().zip(before.iter().copied().chain(unknown)) {
+            let busy_us = now.busy_us.saturating_sub(before.busy_us);
+            progress.acked_bytes += now.acked_bytes.saturating_sub(before.acked_bytes);
+            progress.busy_us += busy_us;
+            progress.longest_busy_us = progress.longest_busy_us.max(busy_us);
+            progress.window_limited_us += now.window_limited_us.saturating_sub(before.window_limited_us);
+        }
+        progress
+    }
+
+    /// Whether the peer had room in most of so much time.
+    fn had_room(&self, busy_us: u64) -> bool {
+        self.window_limited_us * WINDOW_LIMITED_PARTS <= busy_us
+    }
+}
+
 /// Tells whether the network is what limits, and what it carries.
 #[derive(Debug, Default)]
 pub(crate) struct NetworkWatch {
-    before: Sent,
-    /// How far all connections had got when what the network carries was last measured,
+    /// How far all connections had got at the last look.
+    before: Vec<Sent>,
+    /// The same when what the network carries was last measured,
     marked: Vec<Sent>,
     /// and how often it was looked since.
     looks: u64,
@@ -92,20 +125,12 @@ impl NetworkWatch {
             self.bytes_per_s = None;
             return false;
         };
-        let sum = |figure: fn(&Sent) -> u64| connections.iter().map(figure).sum::<u64>();
-        let acked_bytes = sum(|sent| sent.acked_bytes);
-        let all = Sent {
-            acked_bytes,
-            busy_us: sum(|sent| sent.busy_us),
-            window_limited_us: sum(|sent| sent.window_limited_us),
-            min_rtt_us: 0,
-        };
-        let busy_us = all.busy_us.saturating_sub(self.before.busy_us);
-        let window_limited_us = all.window_limited_us.saturating_sub(self.before.window_limited_us);
-        self.before = all;
-        self.measure(connections);
+        self.measure(&connections);
+        let progress = Progress::since(&self.before, &connections);
+        let acked_bytes = connections.iter().map(|sent| sent.acked_bytes).sum();
+        self.before = connections;
         let waiting = bytes.saturating_sub(acked_bytes);
-        waiting >= in_flight_bytes.div_ceil(2).max(1) && window_limited_us * WINDOW_LIMITED_PARTS <= busy_us
+        waiting >= in_flight_bytes.div_ceil(2).max(1) && progress.had_room(progress.busy_us)
     }
 
     /// What the network carries while something is under way, also where that is not all the time; `None` if it is not known, as
@@ -114,37 +139,22 @@ impl NetworkWatch {
         self.bytes_per_s
     }
 
-    fn measure(&mut self, connections: Vec<Sent>) {
+    fn measure(&mut self, connections: &[Sent]) {
         self.looks += 1;
-        let unmarked = std::iter::repeat(Sent::default());
-        let since = connections.iter().zip(self.marked.iter().copied().chain(unmarked));
-        let (mut acked_bytes, mut busy_us, mut window_limited_us, mut min_rtt_us) = (0, 0, 0, 0);
-        for (now, before) in since {
-            acked_bytes += now.acked_bytes.saturating_sub(before.acked_bytes);
-            window_limited_us += now.window_limited_us.saturating_sub(before.window_limited_us);
-            // Side by side, most of the time.
-            busy_us = now.busy_us.saturating_sub(before.busy_us).max(busy_us);
-            min_rtt_us = now.min_rtt_us.max(min_rtt_us);
-        }
+        let progress = Progress::since(&self.marked, connections);
+        let busy_us = progress.longest_busy_us;
         if busy_us < BUSY_MIN_US {
             return;
         }
         // At worst each look was at a stretch of its own, at whose end nothing went, and only an answer was waited for.
-        let waited_us = self.looks * min_rtt_us;
-        let is_known = waited_us * ROUND_TRIPS_PARTS <= busy_us && window_limited_us * WINDOW_LIMITED_PARTS <= busy_us;
+        let waited_us = self.looks * connections.iter().map(|sent| sent.min_rtt_us).max().unwrap_or(0);
+        let is_known = waited_us * ROUND_TRIPS_PARTS <= busy_us && progress.had_room(busy_us);
         self.bytes_per_s = is_known.then(|| {
-            let measured = acked_bytes as f64 * 1e6 / (busy_us - waited_us) as f64;
+            let measured = progress.acked_bytes as f64 * 1e6 / (busy_us - waited_us) as f64;
             self.bytes_per_s.map_or(measured, |before| measured.max(before + RATE_WEIGHT * (measured - before)))
         });
-        (self.marked, self.looks) = (connections, 0);
-        tracing::trace!(
-            bytes_per_s = self.bytes_per_s,
-            acked_bytes,
-            busy_us,
-            waited_us,
-            window_limited_us,
-            "the network"
-        );
+        (self.marked, self.looks) = (connections.to_vec(), 0);
+        tracing::trace!(bytes_per_s = self.bytes_per_s, ?progress, waited_us, "the network");
     }
 }
 

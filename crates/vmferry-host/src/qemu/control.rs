@@ -263,8 +263,7 @@ impl<'a> Source<'a> {
     /// # Errors
     /// [`ControlError`].
     pub fn save_settings_beside(&mut self, facts: &Facts) -> Result<Settings, ControlError> {
-        let was_running = facts.run_state == "running";
-        Ok(Settings { capabilities: facts.capabilities.clone(), parameters: parameters(self.qmp)?, was_running })
+        settings_beside(self.qmp, facts.capabilities.clone(), &facts.run_state)
     }
 
     /// Puts the settings back. Not possible while a migration is active. What is as it was is not touched.
@@ -687,9 +686,16 @@ fn take_back_fd_on_error(qmp: &mut QmpClient, result: Result<Value, QmpError>) -
 
 fn save_settings(qmp: &mut QmpClient) -> Result<Settings, ControlError> {
     let capabilities = facts::capabilities(qmp)?;
-    let parameters = parameters(qmp)?;
-    let was_running = facts::run_state(qmp)? == "running";
-    Ok(Settings { capabilities, parameters, was_running })
+    let run_state = facts::run_state(qmp)?;
+    settings_beside(qmp, capabilities, &run_state)
+}
+
+fn settings_beside(
+    qmp: &mut QmpClient,
+    capabilities: BTreeMap<String, bool>,
+    run_state: &str,
+) -> Result<Settings, ControlError> {
+    Ok(Settings { capabilities, parameters: parameters(qmp)?, was_running: run_state == "running" })
 }
 
 fn parameters(qmp: &mut QmpClient) -> Result<BTreeMap<String, Value>, ControlError> {
