@@ -2,13 +2,15 @@
 //!
 //! Each page that is armed and then written costs the guest one fault. A page that was written in two epochs in a row
 //! will most likely be written in the next ones too, so for the rest of a cycle it is neither armed nor looked at, and
-//! simply reported as written, which the contract allows. The guest pays for such a page twice a cycle instead of in
-//! every epoch.
+//! simply reported as written, which the contract allows. The second epoch does not arm it again. So the guest pays for
+//! such a page once a cycle instead of in every epoch.
 //!
 //! ```text
-//!   epoch of the cycle   0 full   1 full   2 … 7 the others only
-//!   hot page             armed    armed    not armed, reported each time
+//!   epoch of the cycle   0 full   1 full                     2 … 7 the others only
+//!   hot page             armed    looked at, and not armed   neither, reported each time
 //! ```
+//!
+//! A cycle that finds nearly all of them hot again is twice as long as the shortest.
 //!
 //! Pure bookkeeping; the scans are the tracker's.
 
@@ -16,6 +18,10 @@ use vmferry_core::pages::{PageRun, PageSet};
 
 /// Epochs of a cycle. Longer saves the guest more faults and notices later that a page has cooled.
 const CYCLE_EPOCHS: u32 = 8;
+/// Epochs of a cycle whose hot pages are those of the cycle before.
+const STEADY_CYCLE_EPOCHS: u32 = 16;
+/// One in so many of its pages may have cooled for that.
+const COOLED_SHARE: u64 = 8;
 /// The most runs that are left out: each splits a scan in two, which costs a call.
 const MAX_SKIPPED_RUNS: usize = 4096;
 
@@ -23,16 +29,19 @@ const MAX_SKIPPED_RUNS: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Cycle {
     epoch: u32,
+    /// How many epochs this cycle has.
+    epochs: u32,
     /// What the first epoch of the cycle found.
     previous: PageSet,
-    /// Pages that are not armed and count as written.
+    /// Pages that are not armed and count as written, from the third epoch of the cycle on; before, those of the last
+    /// cycle.
     hot: PageSet,
 }
 
 impl Cycle {
     /// The beginning of a cycle, for page numbers below `capacity`.
     pub(super) fn new(capacity: u64) -> Self {
-        Self { epoch: 0, previous: PageSet::empty(capacity), hot: PageSet::empty(capacity) }
+        Self { epoch: 0, epochs: CYCLE_EPOCHS, previous: PageSet::empty(capacity), hot: PageSet::empty(capacity) }
     }
 
     /// The runs to leave out of the next scan; `None` where it must be a full one.
@@ -40,10 +49,15 @@ impl Cycle {
         (self.epoch >= 2).then(|| self.hot.runs().collect())
     }
 
+    /// The runs that the next scan, a full one, need not arm where it finds them written: they are left out from then on.
+    pub(super) fn not_armed(&self) -> Vec<PageRun> {
+        let runs = self.previous.runs().take(MAX_SKIPPED_RUNS);
+        if self.epoch == 1 { runs.collect() } else { Vec::new() }
+    }
+
     /// A full scan of an epoch found these pages; `skippable` says which runs may be left out later.
     pub(super) fn learn(&mut self, found: &[PageRun], skippable: impl Fn(PageRun) -> bool) {
         if self.epoch == 0 {
-            self.hot.clear();
             self.previous.clear();
             for &run in found {
                 self.previous.insert_run(run);
@@ -54,6 +68,9 @@ impl Cycle {
             again.for_each(|page| {
                 hot.insert(page);
             });
+            let steady = !self.hot.is_empty() && self.hot.len_without(&hot) * COOLED_SHARE <= self.hot.len();
+            self.epochs = if steady { STEADY_CYCLE_EPOCHS } else { CYCLE_EPOCHS };
+            self.hot.clear();
             for run in hot.runs().filter(|&run| skippable(run)).take(MAX_SKIPPED_RUNS) {
                 self.hot.insert_run(run);
             }
@@ -63,7 +80,7 @@ impl Cycle {
 
     /// An epoch has ended.
     pub(super) fn next_epoch(&mut self) {
-        self.epoch = (self.epoch + 1) % CYCLE_EPOCHS;
+        self.epoch = (self.epoch + 1) % self.epochs;
     }
 
     /// These pages were looked at and armed outside the cycle: they are as any other page now.
@@ -76,25 +93,19 @@ impl Cycle {
     /// Everything was looked at and armed.
     pub(super) fn reset(&mut self) {
         self.epoch = 0;
+        self.epochs = CYCLE_EPOCHS;
         self.hot.clear();
     }
 }
 
 /// What is left of `run` without `skipped`, which is ascending.
 pub(super) fn without(run: PageRun, skipped: &[PageRun]) -> Vec<PageRun> {
-    let mut left = Vec::new();
-    let mut first = run.first.0;
     let from = skipped.partition_point(|skip| skip.end() <= run.first.0);
-    for skip in skipped[from..].iter().take_while(|skip| skip.first.0 < run.end()) {
-        if first < skip.first.0 {
-            left.push(PageRun::new(first, skip.first.0 - first));
-        }
-        first = skip.end();
-    }
-    if first < run.end() {
-        left.push(PageRun::new(first, run.end() - first));
-    }
-    left
+    let within = skipped[from..].iter().take_while(|skip| skip.first.0 < run.end()).map(|skip| {
+        let first = skip.first.0.max(run.first.0);
+        PageRun::new(first, skip.end().min(run.end()) - first)
+    });
+    run.without(&within.collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -118,6 +129,34 @@ mod tests {
         cycle.learn(&[], |_| true);
         cycle.learn(&[PageRun::new(15, 5)], |_| true);
         assert_eq!(cycle.skipped(), Some(vec![]), "it has cooled");
+    }
+
+    #[test]
+    fn a_steady_cycle_is_longer() {
+        let mut cycle = Cycle::new(100);
+        let mut epochs_of_a_cycle = |hot: PageRun| {
+            cycle.learn(&[hot], |_| true);
+            cycle.learn(&[hot], |_| true);
+            let left_out = std::iter::from_fn(|| cycle.skipped().map(|_| cycle.next_epoch())).count();
+            2 + left_out as u32
+        };
+        assert_eq!(epochs_of_a_cycle(PageRun::new(10, 16)), CYCLE_EPOCHS);
+        assert_eq!(epochs_of_a_cycle(PageRun::new(10, 14)), STEADY_CYCLE_EPOCHS);
+        assert_eq!(epochs_of_a_cycle(PageRun::new(10, 12)), CYCLE_EPOCHS, "two of fourteen have cooled");
+        assert_eq!(epochs_of_a_cycle(PageRun::new(5, 40)), STEADY_CYCLE_EPOCHS);
+    }
+
+    #[test]
+    fn what_was_found_first_is_not_armed_a_second_time() {
+        let mut cycle = Cycle::new(100);
+        assert_eq!(cycle.not_armed(), []);
+        cycle.learn(&[PageRun::new(10, 10)], |_| true);
+        assert_eq!(cycle.not_armed(), [PageRun::new(10, 10)]);
+        cycle.learn(&[PageRun::new(15, 10)], |_| true);
+        for _ in 2..=CYCLE_EPOCHS {
+            assert_eq!(cycle.not_armed(), []);
+            cycle.next_epoch();
+        }
     }
 
     #[test]

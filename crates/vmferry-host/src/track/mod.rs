@@ -83,6 +83,8 @@ const WRITTEN_AND_PROTECT: ScanQuery = ScanQuery {
     category_mask: sys::PAGE_IS_WRITTEN,
     return_mask: sys::PAGE_IS_WRITTEN,
 };
+/// Report what was written.
+const WRITTEN: ScanQuery = ScanQuery { flags: sys::PM_SCAN_CHECK_WPASYNC, ..WRITTEN_AND_PROTECT };
 /// Protect everything.
 const PROTECT_ALL: ScanQuery = ScanQuery { category_mask: 0, return_mask: 0, ..WRITTEN_AND_PROTECT };
 /// Report what is not mapped and bears no marker.
@@ -226,15 +228,15 @@ impl Tracker {
     }
 
     /// As [`Tracker::scan`], but pages that the guest writes all the time may be reported as written without being
-    /// looked at, and left unprotected, so that it does not pay a fault for each of them in each epoch. What this reports
-    /// in excess, up to some epochs after a page was last written, a later [`Tracker::scan`] does not repeat.
+    /// looked at, and left unprotected, so that it does not pay a fault for each of them in each epoch. A page may be
+    /// reported in excess for some epochs after it was last written, and once more by the scan that protects it again.
     ///
     /// # Errors
     /// As [`Tracker::scan`].
     pub fn scan_epoch(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, TrackError> {
         let Some(skipped) = self.cycle.skipped() else {
-            let before = written.len();
-            let stats = self.scan_all(written).inspect_err(|_| self.cycle.reset())?;
+            let (before, not_armed) = (written.len(), self.cycle.not_armed());
+            let stats = self.scan_epoch_fully(written, &not_armed).inspect_err(|_| self.cycle.reset())?;
             // On huge pages one page found stands for all of its huge page: nothing is gained by leaving it out.
             let coarse: Vec<PageRun> =
                 self.regions.iter().filter(|t| t.granule_bytes > PAGE_BYTES).map(|t| t.region.pages).collect();
@@ -249,6 +251,24 @@ impl Tracker {
             (0..tracker.regions.len()).try_for_each(|index| {
                 let gaps = cycle::without(tracker.regions[index].region.pages, &skipped);
                 gaps.into_iter().try_for_each(|gap| tracker.scan_region(index, gap, found, stats))
+            })
+        })
+    }
+
+    /// All pages, of which some are not protected again where they were written: a later scan finds them written in any case.
+    fn scan_epoch_fully(&mut self, written: &mut Vec<PageRun>, not_armed: &[PageRun]) -> Result<ScanStats, TrackError> {
+        self.scan_with(written, |tracker, found, stats| {
+            (0..tracker.regions.len()).try_for_each(|index| {
+                let Tracked { region, granule_bytes, reports_holes } = tracker.regions[index];
+                if granule_bytes > PAGE_BYTES || !reports_holes {
+                    return tracker.scan_region(index, region.pages, found, stats);
+                }
+                let armed = cycle::without(region.pages, not_armed);
+                for &run in &armed {
+                    tracker.scan_region(index, run, found, stats)?;
+                }
+                let looked_at = cycle::without(region.pages, &armed);
+                looked_at.into_iter().try_for_each(|run| tracker.query(WRITTEN, region, run, found, stats))
             })
         })
     }
