@@ -7,12 +7,18 @@
 #![expect(unsafe_code, reason = "pages are made in a mapping of shared memory")]
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::mm::Advice;
 
 use super::mapping::Mapping;
 use crate::track::sys;
+
+/// Bytes of new pages that stay in this process's page table at the most. To take pages out of it interrupts the other processors
+/// on which this process runs, once a call.
+const MAPPED_BYTES_MAX: usize = 16 << 20;
 
 /// Makes pages of one block.
 #[derive(Debug)]
@@ -20,6 +26,25 @@ pub(super) struct Placer {
     // Closed first: the mapping is not unmapped while it is registered.
     uffd: OwnedFd,
     mapping: Mapping,
+    mapped: Mutex<Mapped>,
+}
+
+/// New pages that are still in this process's page table.
+#[derive(Debug, Default)]
+struct Mapped {
+    /// Where they are, and others may be.
+    range: Range<u64>,
+    bytes: usize,
+}
+
+impl Mapped {
+    /// So many more; the range to be taken out of the page table, if that is due.
+    fn add(&mut self, offset: u64, bytes: usize) -> Option<Range<u64>> {
+        let end = offset + bytes as u64;
+        let range = if self.bytes == 0 { offset..end } else { self.range.start.min(offset)..self.range.end.max(end) };
+        *self = Self { range, bytes: self.bytes + bytes };
+        (self.bytes >= MAPPED_BYTES_MAX).then(|| std::mem::take(self).range)
+    }
 }
 
 impl Placer {
@@ -33,7 +58,7 @@ impl Placer {
         sys::uffdio_api(uffd.as_fd(), 0)?;
         let start = mapping.at(0, 0).expose_provenance() as u64;
         sys::uffdio_register(uffd.as_fd(), start, bytes, sys::UFFDIO_REGISTER_MODE_MISSING)?;
-        Ok(Self { uffd, mapping })
+        Ok(Self { uffd, mapping, mapped: Mutex::default() })
     }
 
     /// Makes pages with this content; for how many of its bytes, from the first one. A page that exists ends it.
@@ -46,8 +71,29 @@ impl Placer {
             return 0;
         }
         // They are the file's, and would be counted as this process's own memory.
-        // SAFETY: the mapping is shared: the content stays in the file.
-        let _ = unsafe { rustix::mm::madvise(start.cast(), made, Advice::LinuxDontNeed) };
+        let due = self.mapped.lock().unwrap_or_else(PoisonError::into_inner).add(offset, made);
+        if let Some(range) = due {
+            let bytes = (range.end - range.start) as usize;
+            let start = self.mapping.at(range.start, bytes);
+            // SAFETY: the mapping is shared: the content stays in the file, also that of pages made meanwhile.
+            let _ = unsafe { rustix::mm::madvise(start.cast(), bytes, Advice::LinuxDontNeed) };
+        }
         made
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_leave_the_page_table_many_at_a_time() {
+        let mut mapped = Mapped::default();
+        let half = MAPPED_BYTES_MAX / 2;
+        assert_eq!(mapped.add(4096 * 100, half - 4096), None);
+        assert_eq!(mapped.add(4096, 4096), None);
+        let end = (1 << 30) + half as u64;
+        assert_eq!(mapped.add(1 << 30, half), Some(4096..end));
+        assert_eq!(mapped.add(1 << 20, 2 * half), Some(1 << 20..(1 << 20) + 2 * half as u64));
     }
 }
