@@ -288,6 +288,7 @@ impl ShadowReport {
             policy: verdict.policy,
             decision: verdict.first.map(|(_, decision)| match decision {
                 Decision::Push => "push",
+                Decision::SendAll => "send-all",
                 Decision::Pause => "pause",
                 Decision::GiveUp => "give-up",
             }),

@@ -72,6 +72,8 @@ const SCAN_TIME_PARTS: u32 = 4;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
 /// epoch is waited for.
 const SCAN_MIN_PAGES: u64 = 64;
+/// Where all is sent before the pause, a scan comes when that is done, but after so many epochs in any case.
+const SEND_ALL_EPOCHS: u32 = 2;
 /// And where more was under way at the scan before, one comes as soon as what the path carries in so long is left of that: the pause
 /// may be what is waited for.
 const ARRIVED_TIME: Duration = Duration::from_millis(4);
@@ -389,8 +391,21 @@ struct Push {
     drained: bool,
     /// At the last scan there was more under way than can be waited for in no time.
     awaits_arrival: bool,
+    /// Whether all that is pending is sent, held back or not.
+    all: SendAll,
     /// Pages to learn from, to be sent next; `None` until they are chosen, after each scan.
     probes: Option<VecDeque<Vec<PageRun>>>,
+}
+
+/// Where the sending of all that is pending is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SendAll {
+    /// It is not asked for.
+    No,
+    /// First all is armed.
+    Arming,
+    /// All that was pending then is sent.
+    Sending,
 }
 
 impl Push {
@@ -405,6 +420,7 @@ impl Push {
             pass_length: pending_pages,
             drained: false,
             awaits_arrival: false,
+            all: SendAll::No,
             probes: None,
         }
     }
@@ -514,6 +530,8 @@ pub struct Source {
     heard: Duration,
     /// Pages expected to be written per epoch beside the held ones.
     fresh_pages_per_epoch: f64,
+    /// And among those.
+    held_pages_per_epoch: f64,
 
     /// What the target agreed to read, and by how many connections.
     encodings: Encodings,
@@ -656,6 +674,7 @@ impl Source {
             confirmed_bytes: 0,
             heard: Duration::ZERO,
             fresh_pages_per_epoch: 0.0,
+            held_pages_per_epoch: 0.0,
             encodings: Encodings::RAW,
             streams: 1,
             side_bytes: 0,
@@ -1456,6 +1475,7 @@ impl Source {
         }
         self.fresh_pages_per_epoch = fresh_pages_per_epoch;
         let held = pages.min(most);
+        self.held_pages_per_epoch = heats[..held].iter().sum();
         self.held.clear();
         let mut held_pages: Vec<PageNumber> = ranking[..held].iter().map(|ranked| ranked.page).collect();
         // In their order the pages lie side by side in the set's memory.
@@ -1542,21 +1562,25 @@ impl Source {
             sizes: self.sizes,
             work: self.work,
             fresh_pages_per_epoch: self.fresh_pages_per_epoch as u64,
+            held_pages_per_epoch: self.held_pages_per_epoch,
             epoch: self.epoch(),
             in_flight_bytes: self.in_flight_bytes(),
             bandwidth_bytes_per_s: self.bandwidth(),
             fixed,
             downtime_limit: self.config.downtime_limit,
             least_stop_pages: None,
+            is_learning: self.is_learning(),
         }
     }
 
     fn push(&mut self, now: Duration) -> Option<Action> {
         let State::Pushing(push) = &self.state else { unreachable!("only called while pushing") };
         let pages_since_scan = push.pages_since_scan;
+        // What is not armed would be reported as written again, however often it is sent.
+        let scan = Action::Scan { relaxed: push.all == SendAll::No };
         if now >= self.next_scan {
             if self.rules.scan_every_epoch || push.drained || self.push_is_held() {
-                return Some(self.act(Action::Scan { relaxed: true }));
+                return Some(self.act(scan));
             }
             // The target is heard once in each epoch all the same.
             self.next_scan = now + self.scan_pause();
@@ -1567,7 +1591,7 @@ impl Source {
             return None;
         }
         if !self.rules.scan_every_epoch && pages_since_scan > 0 && self.policy.wants_scan(&self.facts(now)) {
-            return Some(self.act(Action::Scan { relaxed: true }));
+            return Some(self.act(scan));
         }
         let runs = self.next_chunk(now);
         if runs.is_empty() {
@@ -1575,7 +1599,7 @@ impl Source {
             let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
             let scan_now = !push.drained && pages_since_scan >= SCAN_MIN_PAGES || push.awaits_arrival && has_arrived;
             push.drained = true;
-            return scan_now.then(|| self.act(Action::Scan { relaxed: true }));
+            return scan_now.then(|| self.act(scan));
         }
         let at_read = if self.rules.at_read == AtRead::Rearm && !self.arming_pays(&runs) {
             AtRead::Ignore
@@ -1598,8 +1622,12 @@ impl Source {
     /// The next pages to send, taken out of `pending` by [`Self::send_pages`].
     fn next_chunk(&mut self, now: Duration) -> Vec<PageRun> {
         let predicts = !self.seen.is_empty();
+        let State::Pushing(Push { all: push_all, .. }) = self.state else { unreachable!("only called while pushing") };
         if self.rules.order == SendOrder::ColdestFirst {
-            if predicts && let Some(runs) = self.next_probe() {
+            if predicts
+                && push_all == SendAll::No
+                && let Some(runs) = self.next_probe()
+            {
                 return runs;
             }
             if predicts || self.passes == 0 {
@@ -1648,17 +1676,14 @@ impl Source {
             // Pages that are chosen already would be sent twice.
             return None;
         }
-        let mut left = self.probe_pages_max().saturating_sub(self.probed_pages) as usize;
-        let Self { pending, seen, bases, known, state, probed_pages, .. } = self;
-        let State::Pushing(push) = state else { unreachable!("only called while pushing") };
-        let probes = push.probes.get_or_insert_with(|| {
-            // Nothing is known outside a plan.
-            let again = pending.ends_of_difference(bases, known, PROBE_PAGES_PER_EPOCH.min(left), 0);
-            left -= again.len();
-            let new = pending.ends_of_difference(seen, bases, PROBE_PAGES_PER_EPOCH.min(left), 0);
-            *probed_pages += (again.len() + new.len()) as u64;
-            [again, new].into_iter().filter(|pages| !pages.is_empty()).map(runs_of).collect()
-        });
+        if push.probes.is_none() {
+            let probes = self.choose_probes();
+            let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
+            push.probes = Some(probes);
+        }
+        let State::Pushing(Push { probes: Some(probes), .. }) = &mut self.state else {
+            unreachable!("the probes were just chosen")
+        };
         let runs = probes.front_mut()?;
         // An action takes so many runs at most.
         let rest = runs.split_off(runs.len().min(MAX_RUNS_PER_ACTION));
@@ -1667,6 +1692,27 @@ impl Source {
             probes.pop_front();
         }
         Some(first)
+    }
+
+    /// Pages that were sent before and were written again, and the hottest of the others, which soon will be.
+    fn choose_probes(&mut self) -> VecDeque<Vec<PageRun>> {
+        let mut left = self.probe_pages_max().saturating_sub(self.probed_pages) as usize;
+        // Nothing is known outside a plan.
+        let again = self.pending.ends_of_difference(&self.bases, &self.known, PROBE_PAGES_PER_EPOCH.min(left), 0);
+        left -= again.len();
+        let mut ranking = std::mem::take(&mut self.ranking);
+        self.rank_pending(&mut ranking, 0, 0);
+        let most = PROBE_PAGES_PER_EPOCH.min(left);
+        let others = partition(&mut ranking, |page| !self.bases.contains(page));
+        if (1..others).contains(&most) {
+            ranking[..others].select_nth_unstable_by_key(most, hottest_first);
+        }
+        let mut new: Vec<PageNumber> = ranking[..others.min(most)].iter().map(|ranked| ranked.page).collect();
+        new.sort_unstable();
+        ranking.clear();
+        self.ranking = ranking;
+        self.probed_pages += (again.len() + new.len()) as u64;
+        [again, new].into_iter().filter(|pages| !pages.is_empty()).map(runs_of).collect()
     }
 
     fn next_by_address(&mut self, most: u64) -> Vec<PageRun> {
@@ -1782,6 +1828,9 @@ impl Source {
         }
         (push.warm, push.probes, push.pages_since_scan, push.drained) = (None, None, 0, false);
         push.awaits_arrival = !has_arrived;
+        if push.all == SendAll::Arming {
+            return self.send_all(now);
+        }
         if cold_is_sent {
             // What is held, and what is expected beside it, is a fact for the decision.
             let warm = self.plan_warm(now);
@@ -1792,6 +1841,27 @@ impl Source {
             self.fresh_pages_per_epoch = self.last_epoch_pages as f64;
         }
         self.decide(now, if pass_ends { Moment::PassEnd } else { Moment::Scan });
+    }
+
+    /// Has everything sent that is pending: at once if all is armed, else when it is.
+    fn send_all(&mut self, now: Duration) {
+        let State::Pushing(push) = &mut self.state else { unreachable!("only called while pushing") };
+        if push.all == SendAll::No {
+            push.all = SendAll::Arming;
+            self.next_scan = now;
+            return;
+        }
+        push.all = SendAll::Sending;
+        push.warm = Some(self.pending.runs().collect());
+        self.held.clear();
+        (self.held_new_pages, self.held_pages_per_epoch) = (0, 0.0);
+        self.next_scan = now + SEND_ALL_EPOCHS * self.scan_pause();
+    }
+
+    fn send_all_no_more(&mut self) {
+        if let State::Pushing(push) = &mut self.state {
+            push.all = SendAll::No;
+        }
     }
 
     fn decide(&mut self, now: Duration, moment: Moment) {
@@ -1807,10 +1877,14 @@ impl Source {
             Some(fitting_share(facts.budget_pages(), carried, *last_epoch_pages as f64, &least))
         };
         match stuck.step(decision, moment, &facts, &share) {
-            Step::Push => {}
+            Step::Push => self.send_all_no_more(),
+            Step::SendAll => self.send_all(now),
             Step::Pause { limit_waived: false } => self.pause_now(now, PauseCause::Plan),
             Step::Pause { limit_waived: true } => self.pause_now(now, PauseCause::Stuck),
-            Step::Throttle { share } => self.throttle.wanted = share,
+            Step::Throttle { share } => {
+                self.throttle.wanted = share;
+                self.send_all_no_more();
+            }
             Step::GiveUp => {
                 let error = self.not_converged(now);
                 self.fail(now, error);

@@ -73,6 +73,8 @@ pub struct Facts {
     pub work: PageWork,
     /// Pages expected to be written per epoch beside the held ones.
     pub fresh_pages_per_epoch: u64,
+    /// Of the held pages, those expected to be written per epoch.
+    pub held_pages_per_epoch: f64,
     /// Length of an epoch.
     pub epoch: Duration,
     /// Bytes sent whose arrival is not confirmed.
@@ -86,6 +88,8 @@ pub struct Facts {
     /// The fewest pages that would remain now whatever had been sent, from the ages of the latest writes; `None` where
     /// those are not known. A lower bound.
     pub least_stop_pages: Option<u64>,
+    /// What a page costs that was sent before may turn out to be much less than is planned with.
+    pub is_learning: bool,
 }
 
 impl Facts {
@@ -183,12 +187,14 @@ mod tests {
             sizes: WireSizes::new(),
             work: PageWork::new(),
             fresh_pages_per_epoch: 0,
+            held_pages_per_epoch: 1000.0,
             epoch: Duration::from_millis(50),
             in_flight_bytes: 0,
             bandwidth_bytes_per_s: Some(100e6),
             fixed: FixedCosts { time: Duration::from_millis(20), device_state_bytes: 500_000 },
             downtime_limit: Duration::from_millis(100),
             least_stop_pages: None,
+            is_learning: false,
         }
     }
 

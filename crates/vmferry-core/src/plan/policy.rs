@@ -55,6 +55,8 @@ pub enum Moment {
 pub enum Decision {
     /// Go on pushing.
     Push,
+    /// Send all that is pending, also what was to be held back, and look again at once: less remains then for the pause.
+    SendAll,
     /// Stop the guest and send what remains.
     Pause,
     /// It will not fit: end the migration, with the guest where it is.

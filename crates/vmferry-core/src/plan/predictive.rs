@@ -26,6 +26,12 @@ const GAIN_TIME_SHARE: f64 = 0.1;
 /// And what is written during it and has to be sent again takes at most this share of the time spent so far. All else has to be
 /// sent anyway, whether the guest runs or not.
 const EXTRA_TIME_SHARE: f64 = 0.2;
+/// All that was held back is sent before the pause as well if that makes it shorter by so much,
+const SHRINK_MIN: Duration = Duration::from_millis(5);
+/// by at least this share of what the copying takes,
+const SHRINK_SHARE: f64 = 0.3;
+/// and takes, with what was sent so before, at most this share of the push.
+const SHRINK_TIME_SHARE: f64 = 0.05;
 /// For so long the path is only being measured: a burst that a shaper lets through would make any rest fit.
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// If the fixed part of a pause alone has been longer than the limit for so long, it is no passing delay of the host.
@@ -47,6 +53,8 @@ pub struct Predictive {
     progress: Progress,
     passes_since_best: u32,
     extra_passes: u32,
+    /// Since when all is sent that was held back, and what copying would have taken then and after each time, in seconds.
+    shrinking_since: Option<(Duration, f64)>,
     hopeless_since: Option<Duration>,
     fixed_too_long_since: Option<Duration>,
     /// Scans since hot pages were sent although no pause was near, and after how many that is done again.
@@ -63,6 +71,7 @@ impl Predictive {
             progress: Progress::default(),
             passes_since_best: 0,
             extra_passes: 0,
+            shrinking_since: None,
             hopeless_since: None,
             fixed_too_long_since: None,
             scans_since_try: 0,
@@ -102,10 +111,37 @@ impl Predictive {
             && again_s <= facts.pushing_for.as_secs_f64() * EXTRA_TIME_SHARE
     }
 
+    /// Whether to send what is held back while the guest still runs. Some of it is written again meanwhile; what is left takes less
+    /// of a pause.
+    fn shrinking_pays(&mut self, facts: &Facts) -> bool {
+        let copying_s = |facts: &Facts| {
+            let pause = facts.expected_downtime().unwrap_or(Duration::MAX);
+            pause.saturating_sub(facts.fixed_downtime()).as_secs_f64()
+        };
+        let pass_s = copying_s(facts);
+        let epochs = pass_s / facts.epoch.as_secs_f64();
+        let held = facts.pending_pages - facts.unheld_pages;
+        let heat = (facts.held_pages_per_epoch / held.max(1) as f64).min(1.0);
+        let again = held as f64 * (1.0 - (1.0 - heat).powf(epochs)) + facts.fresh_pages_per_epoch as f64 * epochs;
+        let then = Facts { pending_pages: again as u64, new_pages: 0, in_flight_bytes: 0, ..*facts };
+        let gain_s = pass_s - copying_s(&then);
+        let (since, before_s) = self.shrinking_since.unwrap_or((facts.pushing_for, f64::INFINITY));
+        let spent_s = facts.pushing_for.saturating_sub(since).as_secs_f64();
+        let pays = gain_s >= SHRINK_MIN.as_secs_f64().max(pass_s * SHRINK_SHARE)
+            // What was expected of the time before has come true.
+            && pass_s <= before_s * (1.0 - SHRINK_SHARE / 2.0)
+            && spent_s + pass_s <= since.as_secs_f64() * SHRINK_TIME_SHARE;
+        if pays {
+            self.shrinking_since = Some((since, pass_s));
+        }
+        pays
+    }
+
     /// Whether for a long time not even a schedule that knows the future could have paused within the limit.
     fn is_hopeless(&mut self, facts: &Facts) -> bool {
         let least = facts.least_stop_pages.unwrap_or(0);
-        if facts.bandwidth_bytes_per_s.is_none() || least <= facts.budget_pages() {
+        let is_open = facts.bandwidth_bytes_per_s.is_none() || (facts.is_learning && facts.passes == 0);
+        if is_open || least <= facts.budget_pages() {
             self.hopeless_since = None;
             return false;
         }
@@ -187,7 +223,7 @@ impl Policy for Predictive {
         let measured = facts.passes > 0 || facts.pushing_for >= FIRST_LOOK;
         if measured && facts.fits() {
             if self.extra_passes >= EXTRA_PASSES_MAX || !Self::another_pass_pays(facts) {
-                return Decision::Pause;
+                return if self.shrinking_pays(facts) { Decision::SendAll } else { Decision::Pause };
             }
             self.extra_passes += u32::from(moment == Moment::PassEnd);
             return Decision::Push;
@@ -214,6 +250,7 @@ impl Policy for Predictive {
         self.passes_since_best = 0;
         self.hopeless_since = None;
         self.held_share = HELD_SHARE_MAX;
+        self.shrinking_since = None;
         (self.scans_since_try, self.scans_until_try) = (0, 1);
     }
 }
@@ -324,6 +361,8 @@ mod tests {
         for ms in (1450..2950).step_by(50) {
             assert_eq!(policy.decide(Moment::Scan, &facts(ms, 2000)), Decision::Push);
         }
+        let learning = Facts { is_learning: true, ..facts(2950, 2000) };
+        assert_eq!(policy.clone().decide(Moment::Scan, &learning), Decision::Push, "deltas may make it possible");
         assert_eq!(policy.decide(Moment::Scan, &facts(2950, 2000)), Decision::GiveUp);
     }
 

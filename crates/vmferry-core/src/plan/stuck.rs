@@ -74,6 +74,8 @@ impl IfStuck {
 pub enum Step {
     /// Go on pushing.
     Push,
+    /// Send all that is pending, and look again at once.
+    SendAll,
     /// Stop the guest and send what remains.
     Pause {
         /// It does not fit the limit, and the user wants it all the same.
@@ -136,6 +138,7 @@ impl Stuck {
         self.note(moment, facts);
         match (decision, self.answer) {
             (Decision::Pause, _) => Step::Pause { limit_waived: false },
+            (Decision::SendAll, _) => Step::SendAll,
             (Decision::Push, IfStuck::Abort | IfStuck::Switch) => {
                 self.switching_since = None;
                 Step::Push
@@ -280,7 +283,7 @@ mod tests {
     fn shares(steps: &[Step]) -> Vec<f64> {
         let share = |step: &Step| match *step {
             Step::Throttle { share } => Some(share),
-            Step::Push | Step::Pause { .. } | Step::GiveUp => None,
+            Step::Push | Step::SendAll | Step::Pause { .. } | Step::GiveUp => None,
         };
         steps.iter().filter_map(share).collect()
     }
@@ -292,6 +295,7 @@ mod tests {
         let none = || None;
         for (decision, step) in [
             (Decision::Push, Step::Push),
+            (Decision::SendAll, Step::SendAll),
             (Decision::Pause, Step::Pause { limit_waived: false }),
             (Decision::GiveUp, Step::GiveUp),
         ] {
