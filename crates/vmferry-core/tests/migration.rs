@@ -1011,7 +1011,7 @@ fn what_is_held_back_is_sent_before_the_pause_where_that_makes_it_shorter() {
                 ..source_config(seed, true, false)
             };
             world.source = Source::new(config, predictor(true), PolicySpec::Vmferry.build(PATIENCE));
-            // What the throttle leaves the guest is not asked for: nothing is throttled here.
+            // Nothing is throttled: this makes the guest write less than once in a step.
             world.share = share;
             let report = world.migrate().0;
             assert_eq!(report.outcome, OutcomeKind::Completed, "seed {seed}: {report:#?}");

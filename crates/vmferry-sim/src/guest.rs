@@ -1,24 +1,20 @@
 //! The guest on the source: what it wrote, what the tracking knows of it, and what the target has.
 //!
 //! Tracking is that of `vmferry-host`: a page is armed until its first write, which costs the guest a fault; a scan
-//! reports what is not armed and arms it again. A relaxed scan leaves out pages that were written in both of the first
-//! two epochs of a cycle of eight, and reports them unseen for the rest of it.
+//! reports what is not armed and arms it again. Relaxed scans leave pages out, and unarmed, as a [`ScanCycle`] says, and
+//! report them unseen.
 //!
 //! Nothing here walks over all pages but the final check: what was written is kept as sets.
 
 use std::time::Duration;
 
-use vmferry_core::pages::{AddressSpaceId, Owners, PageNumber, PageRun, PageSet, WholeGuest};
+use vmferry_core::pages::{AddressSpaceId, Owners, PageNumber, PageRun, PageSet, ScanCycle, WholeGuest};
 
 use crate::SimError;
 use crate::link::PageClass;
 use crate::replay::{Replay, Touches};
 use crate::trace::Trace;
 
-/// Epochs of a cycle of relaxed scans.
-const CYCLE_EPOCHS: u32 = 8;
-/// The most runs that a relaxed scan leaves out.
-const MAX_LEFT_OUT_RUNS: usize = 4096;
 /// A page of which nothing was sent.
 const NEVER_SENT: u32 = u32::MAX;
 
@@ -47,10 +43,8 @@ pub(crate) struct Guest<'a> {
     zero: PageSet,
     /// Pages that are not armed: written since the last scan that looked at them.
     written: PageSet,
-    /// Where the cycle of relaxed scans is, what its first one found, and what the others leave out.
-    epoch_of_cycle: u32,
-    found_first: PageSet,
-    left_out: PageSet,
+    /// Where the cycle of relaxed scans is.
+    cycle: ScanCycle,
     /// How often each page was written.
     version: Vec<u32>,
     /// The version of each page that was sent last.
@@ -83,9 +77,7 @@ impl<'a> Guest<'a> {
             runs: true,
             zero,
             written: PageSet::empty(trace.pages),
-            epoch_of_cycle: 0,
-            found_first: PageSet::empty(trace.pages),
-            left_out: PageSet::empty(trace.pages),
+            cycle: ScanCycle::new(trace.pages),
             version: vec![0; trace.pages as usize],
             sent: vec![NEVER_SENT; trace.pages as usize],
             faults: 0,
@@ -164,44 +156,25 @@ impl<'a> Guest<'a> {
     /// Reports and arms all written pages; if `relaxed`, some are reported unseen.
     pub(crate) fn scan(&mut self, relaxed: bool) -> Found {
         if !relaxed {
-            self.epoch_of_cycle = 0;
-            self.left_out.clear();
-            return self.scan_all();
+            self.cycle.reset();
+            return self.scan_but(&[], &[]);
         }
-        let epoch = self.epoch_of_cycle;
-        self.epoch_of_cycle = (epoch + 1) % CYCLE_EPOCHS;
-        match epoch {
-            0 => {
-                let found = self.scan_all();
-                self.left_out.clear();
-                self.found_first.clear();
-                for &run in &found.runs {
-                    self.found_first.insert_run(run);
-                }
+        match self.cycle.skipped() {
+            None => {
+                let found = self.scan_but(&[], &self.cycle.not_armed());
+                self.cycle.learn(&found.runs, |_| true);
                 found
             }
-            1 => {
-                let found = self.scan_all();
-                let mut twice = PageSet::empty(self.pages);
-                for page in
-                    found.runs.iter().flat_map(|run| run.pages()).filter(|&page| self.found_first.contains(page))
-                {
-                    twice.insert(page);
-                }
-                for run in twice.runs().take(MAX_LEFT_OUT_RUNS) {
-                    self.left_out.insert_run(run);
-                }
-                found
+            Some(skipped) => {
+                self.cycle.next_epoch();
+                self.scan_but(&skipped, &[])
             }
-            _ => self.scan_but_left_out(),
         }
     }
 
     /// Reports and arms the written pages of `run`.
     pub(crate) fn scan_run(&mut self, run: PageRun, found: &mut Vec<PageRun>) -> u64 {
-        for page in members(&self.left_out, run) {
-            self.left_out.remove(page);
-        }
+        self.cycle.armed(run);
         let mut armed = 0;
         let mut from = run.first;
         while let Some(part) = self.written.next_run(from, run.end() - from.0).filter(|part| part.first.0 < run.end()) {
@@ -244,29 +217,21 @@ impl<'a> Guest<'a> {
         self.written.insert(page)
     }
 
-    fn scan_all(&mut self) -> Found {
-        let found = Found {
-            runs: self.written.runs().collect(),
-            looked_at: self.pages,
-            armed: self.written.len(),
-            left_out_runs: 0,
-        };
-        self.written.clear();
-        found
-    }
-
-    fn scan_but_left_out(&mut self) -> Found {
-        let left_out_runs = self.left_out.runs().count() as u64;
-        let unseen: Vec<PageNumber> = self.written.pages().filter(|&page| self.left_out.contains(page)).collect();
-        let armed = self.written.len() - unseen.len() as u64;
-        // What is reported: the written pages and those left out.
-        self.written.union_with(&self.left_out);
+    /// All pages but `skipped`, which are reported unseen; `not_armed` are looked at and not armed.
+    fn scan_but(&mut self, skipped: &[PageRun], not_armed: &[PageRun]) -> Found {
+        let unarmed = [skipped, not_armed].concat();
+        let stay: Vec<PageNumber> = unarmed.iter().flat_map(|&run| members(&self.written, run)).collect();
+        let armed = self.written.len() - stay.len() as u64;
+        for &run in skipped {
+            self.written.insert_run(run);
+        }
         let runs = self.written.runs().collect();
         self.written.clear();
-        for page in unseen {
+        for page in stay {
             self.written.insert(page);
         }
-        Found { runs, looked_at: self.pages - self.left_out.len(), armed, left_out_runs }
+        let skipped_pages: u64 = skipped.iter().map(|run| run.count).sum();
+        Found { runs, looked_at: self.pages - skipped_pages, armed, left_out_runs: unarmed.len() as u64 }
     }
 }
 
@@ -385,15 +350,15 @@ mod tests {
     }
 
     #[test]
-    fn a_hot_page_faults_twice_in_a_cycle_and_is_always_reported() {
+    fn a_hot_page_faults_once_in_a_cycle_and_is_always_reported() {
         let trace = trace(100, &[&[(10, 1)]]);
         let mut guest = Guest::new(&trace, Duration::ZERO, 0).unwrap();
         for epoch in 1..=80 {
             guest.advance_to(epoch * MS - 1);
             assert_eq!(guest.scan(true).runs, [PageRun::new(10, 1)], "epoch {epoch}");
         }
-        // Once at the beginning, and twice in each of ten cycles.
-        assert_eq!((guest.writes, guest.faults), (80, 21));
+        // Once at the beginning, and once in each cycle: one of 8 epochs, four of 16, and one that has begun.
+        assert_eq!((guest.writes, guest.faults), (80, 7));
         let last = guest.scan(false);
         // The cycle ended with a scan that left the page out, so it was found unarmed.
         assert_eq!((last.runs, last.armed, last.looked_at), (vec![PageRun::new(10, 1)], 1, 100));

@@ -14,7 +14,7 @@
 //!
 //! Pure bookkeeping; the scans are the tracker's.
 
-use vmferry_core::pages::{PageRun, PageSet};
+use super::{PageRun, PageSet};
 
 /// Epochs of a cycle. Longer saves the guest more faults and notices later that a page has cooled.
 const CYCLE_EPOCHS: u32 = 8;
@@ -25,9 +25,9 @@ const COOLED_SHARE: u64 = 8;
 /// The most runs that are left out: each splits a scan in two, which costs a call.
 const MAX_SKIPPED_RUNS: usize = 4096;
 
-/// Where the cycle is, and what it has learnt.
+/// Where the cycle of scans is, and what it has learnt.
 #[derive(Debug)]
-pub(super) struct Cycle {
+pub struct ScanCycle {
     epoch: u32,
     /// How many epochs this cycle has.
     epochs: u32,
@@ -38,25 +38,25 @@ pub(super) struct Cycle {
     hot: PageSet,
 }
 
-impl Cycle {
+impl ScanCycle {
     /// The beginning of a cycle, for page numbers below `capacity`.
-    pub(super) fn new(capacity: u64) -> Self {
+    pub fn new(capacity: u64) -> Self {
         Self { epoch: 0, epochs: CYCLE_EPOCHS, previous: PageSet::empty(capacity), hot: PageSet::empty(capacity) }
     }
 
     /// The runs to leave out of the next scan; `None` where it must be a full one.
-    pub(super) fn skipped(&self) -> Option<Vec<PageRun>> {
+    pub fn skipped(&self) -> Option<Vec<PageRun>> {
         (self.epoch >= 2).then(|| self.hot.runs().collect())
     }
 
     /// The runs that the next scan, a full one, need not arm where it finds them written: they are left out from then on.
-    pub(super) fn not_armed(&self) -> Vec<PageRun> {
+    pub fn not_armed(&self) -> Vec<PageRun> {
         let runs = self.previous.runs().take(MAX_SKIPPED_RUNS);
         if self.epoch == 1 { runs.collect() } else { Vec::new() }
     }
 
     /// A full scan of an epoch found these pages; `skippable` says which runs may be left out later.
-    pub(super) fn learn(&mut self, found: &[PageRun], skippable: impl Fn(PageRun) -> bool) {
+    pub fn learn(&mut self, found: &[PageRun], skippable: impl Fn(PageRun) -> bool) {
         if self.epoch == 0 {
             self.previous.clear();
             for &run in found {
@@ -79,44 +79,33 @@ impl Cycle {
     }
 
     /// An epoch has ended.
-    pub(super) fn next_epoch(&mut self) {
+    pub fn next_epoch(&mut self) {
         self.epoch = (self.epoch + 1) % self.epochs;
     }
 
     /// These pages were looked at and armed outside the cycle: they are as any other page now.
-    pub(super) fn armed(&mut self, run: PageRun) {
+    pub fn armed(&mut self, run: PageRun) {
         while let Some(page) = self.hot.next(run.first).filter(|page| page.0 < run.end()) {
             self.hot.remove(page);
         }
     }
 
     /// Everything was looked at and armed.
-    pub(super) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.epoch = 0;
         self.epochs = CYCLE_EPOCHS;
         self.hot.clear();
     }
 }
 
-/// What is left of `run` without `skipped`, which is ascending.
-pub(super) fn without(run: PageRun, skipped: &[PageRun]) -> Vec<PageRun> {
-    let from = skipped.partition_point(|skip| skip.end() <= run.first.0);
-    let within = skipped[from..].iter().take_while(|skip| skip.first.0 < run.end()).map(|skip| {
-        let first = skip.first.0.max(run.first.0);
-        PageRun::new(first, skip.end().min(run.end()) - first)
-    });
-    run.without(&within.collect::<Vec<_>>())
-}
-
 #[cfg(test)]
 mod tests {
-    use vmferry_core::pages::PageNumber;
-
+    use super::super::PageNumber;
     use super::*;
 
     #[test]
     fn only_what_was_written_twice_in_a_row_is_left_out_and_only_for_a_cycle() {
-        let mut cycle = Cycle::new(100);
+        let mut cycle = ScanCycle::new(100);
         assert_eq!(cycle.skipped(), None);
         cycle.learn(&[PageRun::new(10, 10)], |_| true);
         assert_eq!(cycle.skipped(), None);
@@ -133,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_steady_cycle_is_longer() {
-        let mut cycle = Cycle::new(100);
+        let mut cycle = ScanCycle::new(100);
         let mut epochs_of_a_cycle = |hot: PageRun| {
             cycle.learn(&[hot], |_| true);
             cycle.learn(&[hot], |_| true);
@@ -148,7 +137,7 @@ mod tests {
 
     #[test]
     fn what_was_found_first_is_not_armed_a_second_time() {
-        let mut cycle = Cycle::new(100);
+        let mut cycle = ScanCycle::new(100);
         assert_eq!(cycle.not_armed(), []);
         cycle.learn(&[PageRun::new(10, 10)], |_| true);
         assert_eq!(cycle.not_armed(), [PageRun::new(10, 10)]);
@@ -161,7 +150,7 @@ mod tests {
 
     #[test]
     fn a_page_armed_in_between_is_looked_at_again() {
-        let mut cycle = Cycle::new(100);
+        let mut cycle = ScanCycle::new(100);
         cycle.learn(&[PageRun::new(10, 10)], |_| true);
         cycle.learn(&[PageRun::new(10, 10)], |_| true);
         cycle.armed(PageRun::new(5, 7));
@@ -174,22 +163,9 @@ mod tests {
 
     #[test]
     fn what_must_not_be_left_out_is_not() {
-        let mut cycle = Cycle::new(100);
+        let mut cycle = ScanCycle::new(100);
         cycle.learn(&[PageRun::new(10, 10)], |_| true);
         cycle.learn(&[PageRun::new(10, 10)], |run| run.first.0 > 50);
         assert_eq!(cycle.skipped(), Some(vec![]));
-    }
-
-    #[test]
-    fn gaps() {
-        let skipped = [PageRun::new(0, 2), PageRun::new(5, 5), PageRun::new(20, 1)];
-        assert_eq!(
-            without(PageRun::new(0, 30), &skipped),
-            [PageRun::new(2, 3), PageRun::new(10, 10), PageRun::new(21, 9)]
-        );
-        assert_eq!(without(PageRun::new(6, 3), &skipped), []);
-        assert_eq!(without(PageRun::new(8, 4), &skipped), [PageRun::new(10, 2)]);
-        assert_eq!(without(PageRun::new(30, 4), &skipped), [PageRun::new(30, 4)]);
-        assert_eq!(without(PageRun::new(3, 1), &[]), [PageRun::new(3, 1)]);
     }
 }

@@ -4,10 +4,12 @@
 //! numbering: the pages of the first block come first, then those of the second, and so on. Everything above this
 //! module speaks in these numbers; only the host's memory and tracking code knows addresses.
 
+mod cycle;
 mod layout;
 mod owners;
 mod set;
 
+pub use cycle::ScanCycle;
 pub use layout::{LayoutError, MAX_BLOCK_ID_BYTES, MAX_BLOCKS, MAX_RAM_PAGES, PAGE_BYTES, RamBlock, RamLayout};
 pub use owners::{Owners, WholeGuest, group_by_owner, split_by_owner};
 pub use set::PageSet;
@@ -65,12 +67,13 @@ impl PageRun {
         })
     }
 
-    /// What is left of the run without these, which lie in it, ascending and apart.
+    /// What is left of the run without these, which are ascending and apart.
     pub fn without(self, holes: &[Self]) -> Vec<Self> {
-        let ends = holes.iter().map(|hole| (hole.first.0, hole.end())).chain([(self.end(), self.end())]);
+        let within = &holes[holes.partition_point(|hole| hole.end() <= self.first.0)..];
+        let ends = within.iter().take_while(|hole| hole.first.0 < self.end()).map(|hole| (hole.first.0, hole.end()));
         let mut from = self.first.0;
         let mut left = Vec::new();
-        for (first, end) in ends {
+        for (first, end) in ends.chain([(self.end(), self.end())]) {
             if from < first {
                 left.push(Self::new(from, first - from));
             }
@@ -117,5 +120,7 @@ mod tests {
         assert_eq!(run.without(&holes(&[(10, 10)])), []);
         assert_eq!(run.without(&holes(&[(10, 2), (15, 1), (19, 1)])), holes(&[(12, 3), (16, 3)]));
         assert_eq!(run.without(&holes(&[(12, 3)])), holes(&[(10, 2), (15, 5)]));
+        assert_eq!(run.without(&holes(&[(0, 5), (8, 4), (14, 1), (18, 7), (30, 1)])), holes(&[(12, 2), (15, 3)]));
+        assert_eq!(run.without(&holes(&[(5, 20)])), []);
     }
 }

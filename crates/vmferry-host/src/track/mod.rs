@@ -46,7 +46,6 @@
 //! second pass looks for what is neither mapped nor marked. hugetlbfs cannot be split: one written byte there reports
 //! its whole huge page.
 
-mod cycle;
 mod error;
 mod hold;
 mod inject;
@@ -59,13 +58,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use vmferry_core::pages::{MAX_BLOCKS, PAGE_BYTES, PageRun};
+use vmferry_core::pages::{MAX_BLOCKS, PAGE_BYTES, PageRun, ScanCycle};
 
 pub use error::TrackError;
 pub(crate) use hold::HeldThreads;
 pub use probe::{KernelSupport, create_own_userfaultfd, own_pagemap, probe};
 
-use cycle::Cycle;
 use probe::DIRECTORY_BYTES;
 use sys::{PageRegion, ScanQuery};
 
@@ -164,7 +162,7 @@ pub struct Tracker {
     pagemap: OwnedFd,
     /// By page number, ascending.
     regions: Vec<Tracked>,
-    cycle: Cycle,
+    cycle: ScanCycle,
     /// All zero between scans, so that after an error what the kernel filled in can be told from what it did not.
     buffer: Vec<PageRegion>,
     attach_stop: Option<Duration>,
@@ -249,7 +247,7 @@ impl Tracker {
         self.scan_with(written, |tracker, found, stats| {
             found.extend_from_slice(&skipped);
             (0..tracker.regions.len()).try_for_each(|index| {
-                let gaps = cycle::without(tracker.regions[index].region.pages, &skipped);
+                let gaps = tracker.regions[index].region.pages.without(&skipped);
                 gaps.into_iter().try_for_each(|gap| tracker.scan_region(index, gap, found, stats))
             })
         })
@@ -263,11 +261,11 @@ impl Tracker {
                 if granule_bytes > PAGE_BYTES || !reports_holes {
                     return tracker.scan_region(index, region.pages, found, stats);
                 }
-                let armed = cycle::without(region.pages, not_armed);
+                let armed = region.pages.without(not_armed);
                 for &run in &armed {
                     tracker.scan_region(index, run, found, stats)?;
                 }
-                let looked_at = cycle::without(region.pages, &armed);
+                let looked_at = region.pages.without(&armed);
                 looked_at.into_iter().try_for_each(|run| tracker.query(WRITTEN, region, run, found, stats))
             })
         })
@@ -330,7 +328,7 @@ impl Tracker {
         sys::uffdio_api(uffd.as_fd(), probe::FEATURES)
             .map_err(|source| TrackError::Host { what: "UFFDIO_API", source })?;
         let buffer = vec![PageRegion::default(); BUFFER_REGIONS];
-        let cycle = Cycle::new(regions.iter().map(|region| region.pages.end()).max().unwrap_or(0));
+        let cycle = ScanCycle::new(regions.iter().map(|region| region.pages.end()).max().unwrap_or(0));
         let tracked = Vec::with_capacity(regions.len());
         let mut tracker = Self { uffd, pagemap, regions: tracked, cycle, buffer, attach_stop, detached: false };
         for region in regions {
