@@ -29,7 +29,7 @@ const EXTRA_TIME_SHARE: f64 = 0.2;
 /// All that was held back is sent before the pause as well if that makes it shorter by so much,
 const SHRINK_MIN: Duration = Duration::from_millis(5);
 /// by at least this share of what the copying takes,
-const SHRINK_SHARE: f64 = 0.3;
+const SHRINK_SHARE: f64 = 0.15;
 /// and what has to be sent once more for that takes, all times together, at most this share of the push. All else has to be sent
 /// anyway, whether the guest runs or not.
 const SHRINK_EXTRA_SHARE: f64 = 0.05;
@@ -387,7 +387,7 @@ mod tests {
         let cold_rest = Facts { unheld_pages: 900, ..facts() };
         assert_eq!(policy.decide(Moment::PassEnd, &cold_rest), Decision::Push);
         assert_eq!(policy.decide(Moment::PassEnd, &facts()), Decision::Pause);
-        let rewritten = Facts { unheld_pages: 900, fresh_pages_per_epoch: 900, ..facts() };
+        let rewritten = Facts { unheld_pages: 900, fresh_pages_per_epoch: 1000, ..facts() };
         assert_eq!(policy.decide(Moment::PassEnd, &rewritten), Decision::Pause);
         assert_eq!(policy.decide(Moment::Scan, &facts()), Decision::Pause);
         // All are written again, but what was sent before goes as a small delta.
@@ -413,7 +413,7 @@ mod tests {
         };
         let mut seldom = policy();
         assert_eq!(seldom.decide(Moment::Scan, &held(1000, 100.0, 10.0)), Decision::SendAll);
-        assert_eq!(seldom.clone().decide(Moment::PassEnd, &held(900, 90.0, 10.05)), Decision::Pause, "it did not help");
+        assert_eq!(seldom.clone().decide(Moment::PassEnd, &held(950, 95.0, 10.05)), Decision::Pause, "it did not help");
         assert_eq!(seldom.clone().decide(Moment::PassEnd, &held(600, 60.0, 10.05)), Decision::SendAll, "it helped");
         assert_eq!(seldom.clone().decide(Moment::PassEnd, &held(600, 60.0, 12.5)), Decision::Pause, "it took too long");
         assert_eq!(seldom.decide(Moment::PassEnd, &held(100, 10.0, 10.05)), Decision::Pause, "that is 4 ms");
