@@ -14,7 +14,9 @@ use vmferry_core::engine::{
 use vmferry_core::pages::{
     AddressSpaceId, Owners, PAGE_BYTES, PageNumber, PageRun, PageSet, RamBlock, RamLayout, WholeGuest,
 };
-use vmferry_core::plan::{AtRead, FixedCosts, IfStuck, MIN_SHARE, Patience, PolicySpec};
+use vmferry_core::plan::{
+    AtRead, Decision, Facts, FixedCosts, Hold, IfStuck, MIN_SHARE, Moment, Patience, Policy, PolicySpec, PushRules,
+};
 use vmferry_core::predict::{NoPrediction, Predictor, RankedPage, WorkingSetConfig, WorkingSetPredictor};
 use vmferry_core::wire::{
     DeltaCodec, Digests, Encoding, Encodings, FrameReader, FrameWriter, HEADER_BYTES, Header, Join, Message,
@@ -28,6 +30,7 @@ const LATENCY: Duration = Duration::from_micros(300);
 const DEVICE_STATE: &[u8] = b"registers and timers";
 
 /// SplitMix64 (Steele, Lea, Flood 2014): enough randomness for a test, and the same everywhere.
+#[derive(Debug)]
 struct Random(u64);
 
 impl Random {
@@ -1023,6 +1026,58 @@ fn what_is_held_back_is_sent_before_the_pause_where_that_makes_it_shorter() {
     let (seldom, often) = (stop_pages(2, 0.02), stop_pages(2, 1.0));
     assert!(seldom.iter().sum::<u64>() <= 60, "{seldom:?}");
     assert!(often.iter().all(|&pages| pages >= 15), "{often:?}");
+}
+
+/// Another policy, that now and then has everything sent at once, whatever is left.
+#[derive(Debug)]
+struct Erratic {
+    random: Random,
+    other: Box<dyn Policy>,
+}
+
+impl Policy for Erratic {
+    fn name(&self) -> &'static str {
+        "erratic"
+    }
+
+    fn rules(&self) -> PushRules {
+        self.other.rules()
+    }
+
+    fn hold(&self, facts: &Facts, heats: &[f64], other_heat: f64) -> Hold {
+        self.other.hold(facts, heats, other_heat)
+    }
+
+    fn decide(&mut self, moment: Moment, facts: &Facts) -> Decision {
+        if self.random.below(3) == 0 { Decision::SendAll } else { self.other.decide(moment, facts) }
+    }
+}
+
+#[test]
+fn all_can_be_sent_at_any_moment() {
+    for seed in 0..60 {
+        let arm = Arm::of(seed);
+        let guest = Guest { granule: if seed.is_multiple_of(5) { 8 } else { 1 }, ..guest(&mut Random(seed + 1000)) };
+        let mut world = World::new(seed, guest, 20e6, Fault::None, arm);
+        let policy = Erratic { random: Random(seed + 7), other: arm.policy.build(PATIENCE) };
+        world.source =
+            Source::new(source_config(seed, arm.predict, world.verify), predictor(arm.predict), Box::new(policy));
+        world.step_for(ms(40));
+        if world.source_runs && seed.is_multiple_of(4) {
+            // It is held and goes on meanwhile.
+            let now = world.now;
+            if world.source.hold_push(now).is_ok() {
+                world.step_for(ms(30));
+                let now = world.now;
+                world.source.continue_push(now).unwrap();
+            }
+        }
+        let report = world.migrate().0;
+        assert!(
+            matches!(report.outcome, OutcomeKind::Completed | OutcomeKind::NotConverged),
+            "seed {seed}: {report:#?}"
+        );
+    }
 }
 
 /// A driver that lost the connection while it sent pages heard a confirmation of bytes that it had not reported yet, and

@@ -1579,7 +1579,7 @@ impl Source {
         // What is not armed would be reported as written again, however often it is sent.
         let scan = Action::Scan { relaxed: push.all == SendAll::No };
         if now >= self.next_scan {
-            if self.rules.scan_every_epoch || push.drained || self.push_is_held() {
+            if self.rules.scan_every_epoch || push.drained || push.all == SendAll::Arming || self.push_is_held() {
                 return Some(self.act(scan));
             }
             // The target is heard once in each epoch all the same.
@@ -1621,13 +1621,13 @@ impl Source {
 
     /// The next pages to send, taken out of `pending` by [`Self::send_pages`].
     fn next_chunk(&mut self, now: Duration) -> Vec<PageRun> {
+        if matches!(&self.state, State::Pushing(push) if push.all == SendAll::Sending) {
+            // Chosen already, whatever they are: none of them may be taken by another way.
+            return self.next_warm(now, self.any_chunk_pages());
+        }
         let predicts = !self.seen.is_empty();
-        let State::Pushing(Push { all: push_all, .. }) = self.state else { unreachable!("only called while pushing") };
         if self.rules.order == SendOrder::ColdestFirst {
-            if predicts
-                && push_all == SendAll::No
-                && let Some(runs) = self.next_probe()
-            {
+            if predicts && let Some(runs) = self.next_probe() {
                 return runs;
             }
             if predicts || self.passes == 0 {
