@@ -1060,8 +1060,10 @@ fn all_can_be_sent_at_any_moment() {
         let guest = Guest { granule: if seed.is_multiple_of(5) { 8 } else { 1 }, ..guest(&mut Random(seed + 1000)) };
         let mut world = World::new(seed, guest, 20e6, Fault::None, arm);
         let policy = Erratic { random: Random(seed + 7), other: arm.policy.build(PATIENCE) };
-        world.source =
-            Source::new(source_config(seed, arm.predict, world.verify), predictor(arm.predict), Box::new(policy));
+        // In the longer one all is sent before the next scan.
+        let epoch = if seed % 3 == 1 { ms(60) } else { ms(10) };
+        let config = SourceConfig { epoch, ..source_config(seed, arm.predict, world.verify) };
+        world.source = Source::new(config, predictor(arm.predict), Box::new(policy));
         world.step_for(ms(40));
         if world.source_runs && seed.is_multiple_of(4) {
             // It is held and goes on meanwhile.
