@@ -3,9 +3,10 @@
 //! What a QEMU spends on running its guest is left out: the time of its vCPU threads. What following the guest's writes
 //! costs these threads shows as the guest's slow-down instead.
 
-use std::fs;
+use std::{fs, io};
 
 use anyhow::{Context as _, Result};
+use rustix::io::Errno;
 
 /// What the kernel says of a process or thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,12 @@ impl Stat {
 pub(crate) fn without_guest_ms(process: u32, vcpu_threads: &[u64]) -> Result<f64> {
     let mut ticks = Stat::of_process(process)?.own_ticks;
     for &thread in vcpu_threads {
-        ticks = ticks.saturating_sub(Stat::of_thread(process, thread)?.own_ticks);
+        match Stat::of_thread(process, thread) {
+            Ok(stat) => ticks = ticks.saturating_sub(stat.own_ticks),
+            // The target's QEMU ends by itself when a migration is cancelled. Its guest has not run.
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(milliseconds(ticks))
 }
@@ -45,6 +51,12 @@ pub(crate) fn without_guest_ms(process: u32, vcpu_threads: &[u64]) -> Result<f64
 fn read(path: &str) -> Result<Stat> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     parse(&text).with_context(|| format!("{path} cannot be read: {text:?}"))
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    // Between its opening and its reading it is another error.
+    let is_gone = |error: &io::Error| matches!(Errno::from_io_error(error), Some(Errno::NOENT | Errno::SRCH));
+    error.downcast_ref().is_some_and(is_gone)
 }
 
 fn milliseconds(ticks: u64) -> f64 {
@@ -80,6 +92,10 @@ mod tests {
     fn this_process_can_be_read() {
         let stat = Stat::of_process(std::process::id()).unwrap();
         assert!(!stat.has_ended);
-        assert!(without_guest_ms(std::process::id(), &[]).unwrap() <= stat.with_children_ms() + 100.0);
+        for threads in [&[][..], &[u64::from(u32::MAX)]] {
+            let milliseconds = without_guest_ms(std::process::id(), threads).unwrap();
+            assert!(milliseconds <= stat.with_children_ms() + 100.0, "a thread that is gone takes nothing off");
+        }
+        assert!(Stat::of_process(u32::MAX).is_err());
     }
 }
