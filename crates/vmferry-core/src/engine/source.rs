@@ -72,11 +72,11 @@ const SCAN_TIME_PARTS: u32 = 4;
 /// Where nothing is left to send, a scan comes at once if at least so many pages were sent since the last one; else the
 /// epoch is waited for.
 const SCAN_MIN_PAGES: u64 = 64;
-/// Where all is sent before the pause, a scan comes when that is done, but after so many epochs in any case.
-const SEND_ALL_EPOCHS: u32 = 2;
 /// And where more was under way at the scan before, one comes as soon as what the path carries in so long is left of that: the pause
 /// may be what is waited for.
 const ARRIVED_TIME: Duration = Duration::from_millis(4);
+/// Where all is sent before the pause, a scan comes when that is done, but after so many epochs in any case.
+const SEND_ALL_EPOCHS: u32 = 2;
 /// The pages chosen at a scan should last until the next one, also if the path is so much faster than measured.
 const PLAN_MARGIN: f64 = 1.5;
 /// At most so many pages, and this part of the guest's, are sent in the first pass to learn what a page costs that was sent

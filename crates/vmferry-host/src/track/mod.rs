@@ -222,7 +222,7 @@ impl Tracker {
     /// are in `written` and will not be reported again.
     pub fn scan(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, TrackError> {
         self.cycle.reset();
-        self.scan_all(written)
+        self.scan_fully(written, &[])
     }
 
     /// As [`Tracker::scan`], but pages that the guest writes all the time may be reported as written without being
@@ -234,7 +234,7 @@ impl Tracker {
     pub fn scan_epoch(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, TrackError> {
         let Some(skipped) = self.cycle.skipped() else {
             let (before, not_armed) = (written.len(), self.cycle.not_armed());
-            let stats = self.scan_epoch_fully(written, &not_armed).inspect_err(|_| self.cycle.reset())?;
+            let stats = self.scan_fully(written, &not_armed).inspect_err(|_| self.cycle.reset())?;
             // On huge pages one page found stands for all of its huge page: nothing is gained by leaving it out.
             let coarse: Vec<PageRun> =
                 self.regions.iter().filter(|t| t.granule_bytes > PAGE_BYTES).map(|t| t.region.pages).collect();
@@ -254,7 +254,7 @@ impl Tracker {
     }
 
     /// All pages, of which some are not protected again where they were written: a later scan finds them written in any case.
-    fn scan_epoch_fully(&mut self, written: &mut Vec<PageRun>, not_armed: &[PageRun]) -> Result<ScanStats, TrackError> {
+    fn scan_fully(&mut self, written: &mut Vec<PageRun>, not_armed: &[PageRun]) -> Result<ScanStats, TrackError> {
         self.scan_with(written, |tracker, found, stats| {
             (0..tracker.regions.len()).try_for_each(|index| {
                 let Tracked { region, granule_bytes, reports_holes } = tracker.regions[index];
@@ -267,15 +267,6 @@ impl Tracker {
                 }
                 let looked_at = region.pages.without(&armed);
                 looked_at.into_iter().try_for_each(|run| tracker.query(WRITTEN, region, run, found, stats))
-            })
-        })
-    }
-
-    fn scan_all(&mut self, written: &mut Vec<PageRun>) -> Result<ScanStats, TrackError> {
-        self.scan_with(written, |tracker, found, stats| {
-            (0..tracker.regions.len()).try_for_each(|index| {
-                let pages = tracker.regions[index].region.pages;
-                tracker.scan_region(index, pages, found, stats)
             })
         })
     }
